@@ -1,0 +1,267 @@
+//! The L4 seam: an engine that holds many byte-stream connections.
+//!
+//! A driver's turn is always the same: [`Transport::turn`] takes in what has arrived and what is
+//! due, [`Transport::poll_event`] says which connections changed, [`Transport::recv`] lets a
+//! protocol machine parse in place, [`Transport::send`] takes what it emits, and
+//! [`Transport::flush`] puts it on the wire with one wakeup. Events are edges: a machine that
+//! leaves bytes unread, or is refused room, must come back by itself.
+//!
+//! A connection handed out is reported `Closed` exactly once, with the reason, and not used after.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use crate::Instant;
+
+/// Names a connection: its slot, and a generation so that a late use of a reused slot is noticed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ConnId {
+    /// Slot in the engine's table; small, for use as an array index.
+    pub index: u32,
+    /// Counts the uses of the slot.
+    pub generation: u32,
+}
+
+/// What an engine has to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A listener's peer is connected.
+    Accepted {
+        /// The new connection.
+        conn: ConnId,
+        /// The address that it was made to.
+        local: SocketAddr,
+        /// Who it is.
+        peer: SocketAddr,
+    },
+    /// A connection of ours is established.
+    Connected(ConnId),
+    /// Bytes arrived since the last turn.
+    Readable(ConnId),
+    /// There is room again, after a `send` that took less than it was given.
+    Writable(ConnId),
+    /// The peer will send no more (FIN); what was received before can still be read, and sending
+    /// is still possible. `Closed` follows when the driver closes or aborts.
+    PeerClosed(ConnId),
+    /// The connection is gone, and its `ConnId` with it.
+    Closed(ConnId, Why),
+}
+
+/// The stage in which a connection was, or is. A host's qpair has its own stages above these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Looking for the next hop's hardware address.
+    Resolving,
+    /// SYN sent.
+    SynSent,
+    /// SYN received, waiting for the peer's ACK.
+    SynReceived,
+    /// Bytes can flow.
+    Established,
+    /// Closed by one side, the rest under way.
+    Draining,
+}
+
+/// Why a connection ended, in enough detail that nobody has to guess.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// What ended it.
+    pub cause: Cause,
+    /// The stage in which it happened.
+    pub stage: Stage,
+    /// How long the connection had been in that stage.
+    pub after: Duration,
+    /// Segments retransmitted over its life.
+    pub retransmits: u32,
+}
+
+/// What can end a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// We closed it, and it is closed on both sides.
+    Closed,
+    /// We aborted it.
+    Aborted,
+    /// The peer sent RST. While `SynSent`: the port is closed.
+    Reset,
+    /// No hardware address for the next hop within its deadline.
+    NeighbourTimeout,
+    /// The connect deadline passed.
+    ConnectTimeout,
+    /// Data stayed unacknowledged for too long.
+    AckTimeout,
+    /// A graceful close did not end within its deadline.
+    DrainTimeout,
+    /// No route, or no local address of that family.
+    Unroutable,
+    /// The link or the kernel failed.
+    Errno(i32),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cause {
+            Cause::Closed => write!(f, "closed")?,
+            Cause::Aborted => write!(f, "aborted by us")?,
+            Cause::Reset if self.stage == Stage::SynSent => write!(f, "connection refused")?,
+            Cause::Reset => write!(f, "reset by the peer")?,
+            Cause::NeighbourTimeout => write!(f, "no answer to ARP/ND")?,
+            Cause::ConnectTimeout => write!(f, "connect timed out")?,
+            Cause::AckTimeout => write!(f, "peer stopped acknowledging")?,
+            Cause::DrainTimeout => write!(f, "close timed out")?,
+            Cause::Unroutable => write!(f, "no route")?,
+            Cause::Errno(errno) => write!(f, "{}", io::Error::from_raw_os_error(errno))?,
+        }
+        write!(f, " (in {:?} for {:.1?}", self.stage, self.after)?;
+        if self.retransmits > 0 {
+            write!(f, ", {} retransmits", self.retransmits)?;
+        }
+        write!(f, ")")
+    }
+}
+
+/// What a connection is given when it is made. Every wait has its own deadline.
+#[derive(Clone, Debug)]
+pub struct ConnOptions {
+    /// TCP connect, from the first SYN.
+    pub connect_timeout: Duration,
+    /// Longest time that sent data may stay unacknowledged.
+    pub ack_timeout: Duration,
+    /// Longest time that a graceful close may take.
+    pub drain_timeout: Duration,
+    /// Receive buffer, bytes; the window never exceeds it.
+    pub rx_buffer: usize,
+    /// Send buffer, bytes.
+    pub tx_buffer: usize,
+    /// How much faster than real time the connection's TCP clock runs, once established
+    /// (its RTO is at least 1 s divided by this).
+    pub clock_factor: u32,
+}
+
+impl Default for ConnOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(1),
+            ack_timeout: Duration::from_secs(3),
+            drain_timeout: Duration::from_secs(1),
+            rx_buffer: 256 << 10,
+            tx_buffer: 256 << 10,
+            clock_factor: 100,
+        }
+    }
+}
+
+/// What a listener allows.
+#[derive(Clone, Debug)]
+pub struct ListenOptions {
+    /// Options of the accepted connections.
+    pub conn: ConnOptions,
+    /// Connections that may be half open (SYN received) at once; more SYNs are dropped.
+    pub half_open_max: usize,
+    /// Connections that may be open at once, half-open ones included; more are refused with RST.
+    pub open_max: usize,
+    /// How long a connection may be half open.
+    pub half_open_timeout: Duration,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self {
+            conn: ConnOptions::default(),
+            half_open_max: 128,
+            open_max: 4096,
+            half_open_timeout: Duration::from_secs(3),
+        }
+    }
+}
+
+/// An engine of byte-stream connections: our TCP, kernel sockets, or a simulated pipe.
+pub trait Transport {
+    /// Starts a connection; `Connected` or `Closed` will tell how it went.
+    ///
+    /// # Errors
+    /// Only for what is known at once: no room for another connection, no route.
+    fn connect(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        options: &ConnOptions,
+    ) -> io::Result<ConnId>;
+
+    /// Accepts connections to `local` from now on.
+    ///
+    /// # Errors
+    /// `AddrInUse`, `AddrNotAvailable` (not one of our addresses), or the kernel's.
+    fn listen(
+        &mut self,
+        now: Instant,
+        local: SocketAddr,
+        options: &ListenOptions,
+    ) -> io::Result<()>;
+
+    /// Takes in, within its budget, what has arrived and what is due.
+    fn turn(&mut self, now: Instant);
+
+    /// The next thing to tell, or `None` until the next turn.
+    fn poll_event(&mut self) -> Option<Event>;
+
+    /// Shows received bytes, in order, in one or (at the ring's wrap) two calls of `parse`, which
+    /// returns how many it is done with; fewer than shown ends the loop, and the rest is shown
+    /// again next time. Returns the bytes taken in all.
+    fn recv(&mut self, conn: ConnId, parse: &mut dyn FnMut(&[u8]) -> usize) -> usize;
+
+    /// Copies bytes into the send buffer; returns how many it took.
+    fn send(&mut self, conn: ConnId, bytes: &[u8]) -> usize;
+
+    /// Free bytes in the send buffer; 0 for a connection that can no longer send.
+    fn send_room(&self, conn: ConnId) -> usize;
+
+    /// The peer waits for our acknowledgement: it leaves with the next flush at the latest.
+    fn ack(&mut self, conn: ConnId);
+
+    /// Sends what is buffered, then FIN; `Closed` follows within the drain deadline.
+    fn close(&mut self, now: Instant, conn: ConnId);
+
+    /// Sends RST and forgets; `Closed` follows.
+    fn abort(&mut self, now: Instant, conn: ConnId);
+
+    /// Puts on the wire what was sent in this turn, within its budget, with one wakeup.
+    fn flush(&mut self, now: Instant);
+
+    /// When the next turn is due if nothing arrives before.
+    fn poll_timeout(&self) -> Option<Instant>;
+
+    /// Sleeps until something arrives, one of `also` becomes readable, or `until` is reached
+    /// (`None`: no limit). The only call that may block.
+    ///
+    /// # Errors
+    /// Of the wait itself; a signal ends the wait without an error.
+    fn wait(&mut self, until: Option<Instant>, also: &[BorrowedFd<'_>]) -> io::Result<()>;
+
+    /// Counters since the engine was made.
+    fn stats(&self) -> TransportStats;
+}
+
+/// What an engine has done since it was made. Payload copies are counted here, at the seam.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransportStats {
+    /// Frames received (0 for kernel sockets).
+    pub rx_frames: u64,
+    /// Frames sent (0 for kernel sockets).
+    pub tx_frames: u64,
+    /// Stream bytes received.
+    pub rx_bytes: u64,
+    /// Stream bytes sent, each counted once.
+    pub tx_bytes: u64,
+    /// Stream bytes copied in user space below the seam on the way in.
+    pub copied_in_bytes: u64,
+    /// Stream bytes copied in user space below the seam on the way out.
+    pub copied_out_bytes: u64,
+    /// Segments sent again.
+    pub retransmits: u64,
+    /// System calls made.
+    pub syscalls: u64,
+}

@@ -1,0 +1,3 @@
+//! AF_XDP rings and frames, and huge-page memory: the unsafe fence under the stack.
+
+pub mod arena;
