@@ -1,0 +1,4 @@
+//! The moorline program, as a library so that its parts can be tested.
+#![forbid(unsafe_code)]
+
+pub mod perf;

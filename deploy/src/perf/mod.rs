@@ -1,0 +1,3 @@
+//! `moorline perf`: reads and writes a target, measures, and reports under stated conditions.
+
+pub mod workload;
