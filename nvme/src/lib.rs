@@ -4,5 +4,6 @@
 //! They sit on [`moorline_stack::Transport`] and know nothing of AF_XDP.
 
 pub mod bdev;
+pub mod host;
 pub mod pdu;
 pub mod spec;

@@ -1,0 +1,130 @@
+//! What a host is given: who it is, what it may use, and how each controller is to be reached.
+//! Every wait has its own timeout here; none is a kernel's.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use moorline_stack::transport::ConnOptions;
+
+/// The well-known NQN of a discovery subsystem.
+pub const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
+
+/// Who the host is; the two always go together (NVMe Base, "Host Identifier").
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostIdentity {
+    /// Host NQN, at most 223 characters.
+    pub hostnqn: String,
+    /// Host identifier, 128 bits.
+    pub hostid: [u8; 16],
+}
+
+/// Sizes of the host's tables; memory is taken when a controller is connected.
+#[derive(Clone, Copy, Debug)]
+pub struct HostLimits {
+    /// Controllers at once.
+    pub controllers: usize,
+    /// I/O queues of one controller (each costs a connection's buffers and its slot table).
+    pub io_queues: u16,
+    /// Entries of one queue; at most 4096, for a CID has 12 bits for the slot.
+    pub queue_size: u16,
+}
+
+impl Default for HostLimits {
+    fn default() -> Self {
+        Self { controllers: 64, io_queues: 128, queue_size: 1024 }
+    }
+}
+
+/// How a controller is to be reached and used.
+#[derive(Clone, Debug)]
+pub struct CtrlConfig {
+    /// The target's address and TCP port.
+    pub addr: SocketAddr,
+    /// The subsystem's NQN.
+    pub subnqn: String,
+    /// I/O queues asked for; the controller may grant fewer. 0 for a discovery controller.
+    pub io_queues: u16,
+    /// Entries of an I/O queue asked for; one less is the number of commands at once.
+    pub queue_size: u16,
+    /// Keep alive timeout asked for; zero turns keep alive off.
+    pub kato: Duration,
+    /// Header digests on.
+    pub hdgst: bool,
+    /// Data digests on.
+    pub ddgst: bool,
+    /// Alignment asked for data sent to us, dwords, 0's based (Linux targets want 0).
+    pub hpda: u8,
+    /// A discovery controller: no I/O queues, no namespaces.
+    pub discovery: bool,
+    /// Use SQ flow control; off (DISSQFC) allows the controller to skip a read's completion PDU.
+    pub sq_flow_control: bool,
+    /// The deadlines.
+    pub timeouts: Timeouts,
+    /// Options of the TCP connections, their own deadlines among them.
+    pub conn: ConnOptions,
+}
+
+impl CtrlConfig {
+    /// The defaults for a subsystem at an address: one I/O queue of 128 entries, KATO 5 s, no
+    /// digests, no SQ flow control.
+    pub fn new(addr: SocketAddr, subnqn: impl Into<String>) -> Self {
+        Self {
+            addr,
+            subnqn: subnqn.into(),
+            io_queues: 1,
+            queue_size: 128,
+            kato: Duration::from_secs(5),
+            hdgst: false,
+            ddgst: false,
+            hpda: 0,
+            discovery: false,
+            sq_flow_control: false,
+            timeouts: Timeouts::default(),
+            conn: ConnOptions::default(),
+        }
+    }
+
+    /// The defaults for the discovery service at an address: no I/O queues, KATO 0 (not
+    /// persistent).
+    pub fn discovery(addr: SocketAddr) -> Self {
+        Self {
+            io_queues: 0,
+            kato: Duration::ZERO,
+            discovery: true,
+            ..Self::new(addr, DISCOVERY_NQN)
+        }
+    }
+}
+
+/// How long each thing may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From `connect` to live, all stages.
+    pub connect_total: Duration,
+    /// ICReq sent to ICResp received.
+    pub icresp: Duration,
+    /// Connect sent to its completion.
+    pub connect: Duration,
+    /// TermReq sent, or close asked for, to the connection being gone.
+    pub term: Duration,
+    /// An admin command.
+    pub admin: Duration,
+    /// An I/O command.
+    pub io: Duration,
+    /// Orderly shutdown: outstanding I/O ends, and then CSTS.SHST says done, each within this.
+    pub shutdown: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect_total: Duration::from_secs(3),
+            icresp: Duration::from_secs(1),
+            connect: Duration::from_secs(2),
+            term: Duration::from_secs(1),
+            admin: Duration::from_secs(10),
+            io: Duration::from_secs(30),
+            shutdown: Duration::from_secs(2),
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The host (initiator): controllers, their qpairs, and one driver for all of them.
+//!
+//! The machines are pure; [`Host`] drives them over a [`moorline_stack::Transport`]. What always
+//! holds: every accepted I/O and admin command completes exactly once, every wait has a deadline,
+//! and no controller waits for another.
+
+mod config;
+mod driver;
+mod failure;
+mod info;
+mod io;
+
+pub use config::{CtrlConfig, DISCOVERY_NQN, HostIdentity, HostLimits, Timeouts};
+pub use driver::Host;
+pub use failure::{Cause, Failure, Stage};
+pub use info::{Info, NamespaceInfo};
+pub use io::{AdminCommand, AdminDone, CtrlId, HostEvent, Io, IoDone, IoOp};
