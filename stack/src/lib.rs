@@ -5,7 +5,9 @@
 //! deadlines and budgets that are ours. Nothing here blocks but [`Transport::wait`].
 #![forbid(unsafe_code)]
 
+pub mod deadlines;
 pub mod link;
+pub mod rng;
 pub mod time;
 pub mod transport;
 

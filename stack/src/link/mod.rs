@@ -4,6 +4,9 @@
 //! to send is written in place. Both halves can be used at once, since a received segment is often
 //! answered before its frame is let go. Links never block: only [`Link::wait`] sleeps.
 
+pub mod fault;
+pub mod sim;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 
