@@ -4,7 +4,15 @@
 //! way the buffer belongs to the device. Nothing blocks, nothing allocates per request, and every
 //! request accepted is completed exactly once.
 
+mod file;
+mod null;
+mod ram;
+
 use std::os::fd::BorrowedFd;
+
+pub use file::{File, FileOptions};
+pub use null::Null;
+pub use ram::Ram;
 
 use moorline_stack::mem::IoBuf;
 
@@ -43,6 +51,24 @@ pub struct Request {
     pub buf: Option<IoBuf>,
 }
 
+impl Request {
+    /// The request's first byte and length in bytes on a device of `blocks` blocks.
+    ///
+    /// # Panics
+    /// When the range is not on the device, or the buffer is too small: whoever submits has
+    /// checked what a peer asked for.
+    fn extent(&self, block_size: u32, blocks: u64) -> (u64, u64) {
+        let end = self.lba.checked_add(u64::from(self.blocks));
+        assert!(end.is_some_and(|end| end <= blocks), "request beyond the device");
+        let len = u64::from(self.blocks) * u64::from(block_size);
+        if matches!(self.op, Op::Read | Op::Write { .. }) {
+            let room = self.buf.as_ref().map_or(0, |buf| buf.len());
+            assert!(len <= room as u64, "buffer smaller than the request");
+        }
+        (self.lba * u64::from(block_size), len)
+    }
+}
+
 /// A request's end.
 #[derive(Debug)]
 pub struct Done {
@@ -74,4 +100,29 @@ pub trait Bdev {
     /// Becomes readable when [`Bdev::poll`] has something to give, for a driver that sleeps;
     /// `None` where `poll` completes everything at once.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs one request to its end.
+    pub(super) fn run(
+        dev: &mut dyn Bdev,
+        op: Op,
+        lba: u64,
+        blocks: u32,
+        buf: Option<IoBuf>,
+    ) -> (Status, Option<IoBuf>) {
+        dev.submit(Request { tag: 77, op, lba, blocks, buf }).expect("an idle device has room");
+        let mut end = None;
+        while end.is_none() {
+            dev.poll(&mut |done| {
+                assert_eq!(done.tag, 77);
+                end = Some((done.status, done.buf));
+            });
+            std::thread::yield_now();
+        }
+        end.unwrap()
+    }
 }
