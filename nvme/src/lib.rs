@@ -5,5 +5,6 @@
 
 pub mod bdev;
 pub mod host;
+pub mod limits;
 pub mod pdu;
 pub mod spec;

@@ -4,7 +4,87 @@
 //! [`Pdu`] is what a decoder yields for a header, after every length, offset and flag in it was
 //! checked against the role, the state of the connection and the negotiated parameters.
 
+pub mod decode;
+pub mod digest;
+pub mod encode;
+pub mod fes;
+
+pub use decode::{Decoder, Item, Limits};
+pub use digest::{DataDigest, crc32c};
+pub use encode::HeaderBuf;
+pub use fes::Fatal;
+
 use crate::spec::{Cqe, Sqe};
+
+/// PDU type bytes.
+pub mod pdu_type {
+    /// Initialize connection request.
+    pub const ICREQ: u8 = 0x00;
+    /// Initialize connection response.
+    pub const ICRESP: u8 = 0x01;
+    /// Host to controller termination request.
+    pub const H2C_TERM_REQ: u8 = 0x02;
+    /// Controller to host termination request.
+    pub const C2H_TERM_REQ: u8 = 0x03;
+    /// Command capsule.
+    pub const CAPSULE_CMD: u8 = 0x04;
+    /// Response capsule.
+    pub const CAPSULE_RESP: u8 = 0x05;
+    /// Host to controller data.
+    pub const H2C_DATA: u8 = 0x06;
+    /// Controller to host data.
+    pub const C2H_DATA: u8 = 0x07;
+    /// Ready to transfer.
+    pub const R2T: u8 = 0x09;
+}
+
+/// Bits of a PDU's FLAGS.
+pub mod flag {
+    /// A header digest follows the header.
+    pub const HDGSTF: u8 = 1 << 0;
+    /// A data digest follows the data.
+    pub const DDGSTF: u8 = 1 << 1;
+    /// Last PDU of a transfer (H2CData, C2HData).
+    pub const LAST_PDU: u8 = 1 << 2;
+    /// The command succeeded, no CapsuleResp follows (C2HData).
+    pub const SUCCESS: u8 = 1 << 3;
+    /// All of them; the other bits are reserved and not looked at.
+    pub const ALL: u8 = HDGSTF | DDGSTF | LAST_PDU | SUCCESS;
+}
+
+/// Which end of the connection we are: a host receives C2H PDUs, a controller H2C PDUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The initiator.
+    Host,
+    /// The target's end.
+    Controller,
+}
+
+/// What ICReq and ICResp agreed on, for one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Params {
+    /// Header digests in use.
+    pub hdgst: bool,
+    /// Data digests in use.
+    pub ddgst: bool,
+    /// The receiver's data alignment (HPDA or CPDA), dwords, 0's based, 0 to 31.
+    pub pda: u8,
+}
+
+impl Params {
+    /// The receiver's data alignment, bytes: 4 to 128.
+    pub const fn alignment(&self) -> usize {
+        assert!(self.pda <= PDA_MAX);
+        (self.pda as usize + 1) * 4
+    }
+}
+
+/// Largest HPDA and CPDA.
+pub const PDA_MAX: u8 = 31;
+
+/// Smallest MAXH2CDATA, bytes.
+pub const MAXH2CDATA_MIN: u32 = 4096;
 
 /// One PDU's header, parsed. Data, where there is any, follows as separate items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +115,65 @@ pub enum Pdu {
     C2HData(Data),
     /// Ready to transfer: the controller asks for data of a write.
     R2T(R2T),
+}
+
+impl Pdu {
+    /// The PDU type on the wire.
+    pub const fn type_byte(&self) -> u8 {
+        match self {
+            Self::ICReq(_) => pdu_type::ICREQ,
+            Self::ICResp(_) => pdu_type::ICRESP,
+            Self::H2CTermReq(_) => pdu_type::H2C_TERM_REQ,
+            Self::C2HTermReq(_) => pdu_type::C2H_TERM_REQ,
+            Self::CapsuleCmd { .. } => pdu_type::CAPSULE_CMD,
+            Self::CapsuleResp { .. } => pdu_type::CAPSULE_RESP,
+            Self::H2CData(_) => pdu_type::H2C_DATA,
+            Self::C2HData(_) => pdu_type::C2H_DATA,
+            Self::R2T(_) => pdu_type::R2T,
+        }
+    }
+
+    /// HLEN: bytes of the header without digest.
+    pub const fn hlen(&self) -> usize {
+        match hlen(self.type_byte()) {
+            Some(hlen) => hlen,
+            None => unreachable!(),
+        }
+    }
+
+    /// Bytes of data that follow the header (a TermReq's copy of a header is not data).
+    pub const fn data_len(&self) -> u32 {
+        match self {
+            Self::CapsuleCmd { data_len, .. } => *data_len,
+            Self::H2CData(data) | Self::C2HData(data) => data.datal,
+            Self::ICReq(_)
+            | Self::ICResp(_)
+            | Self::H2CTermReq(_)
+            | Self::C2HTermReq(_)
+            | Self::CapsuleResp { .. }
+            | Self::R2T(_) => 0,
+        }
+    }
+}
+
+/// HLEN of a PDU type; `None` for a type we do not know.
+const fn hlen(pdu_type: u8) -> Option<usize> {
+    match pdu_type {
+        pdu_type::ICREQ | pdu_type::ICRESP => Some(128),
+        pdu_type::CAPSULE_CMD => Some(72),
+        pdu_type::H2C_TERM_REQ
+        | pdu_type::C2H_TERM_REQ
+        | pdu_type::CAPSULE_RESP
+        | pdu_type::H2C_DATA
+        | pdu_type::C2H_DATA
+        | pdu_type::R2T => Some(24),
+        _ => None,
+    }
+}
+
+/// Whether a PDU type takes digests at all: ICReq, ICResp and the TermReqs never do.
+const fn takes_digests(pdu_type: u8) -> bool {
+    pdu_type >= pdu_type::CAPSULE_CMD
 }
 
 /// Initialize connection request.
