@@ -1,4 +1,8 @@
 //! The moorline program, as a library so that its parts can be tested.
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod commands;
+pub mod exit;
 pub mod perf;
+pub mod signals;

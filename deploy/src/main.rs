@@ -1,2 +1,35 @@
-//! The moorline program.
-fn main() {}
+//! The moorline program: parses the command line, runs one command, turns its end into an exit
+//! code. Everything else is in the library.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use moorline::cli::Cli;
+use moorline::exit::Exit;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+/// Counts allocations, for the reports of `perf`.
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
+
+fn main() -> ExitCode {
+    // clap itself exits with 2 on a wrong command line, as we do.
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::builder()
+                .with_default_directive(tracing::Level::WARN.into())
+                .from_env_lossy(),
+        )
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    match cli.command.run() {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("moorline: {error:#}");
+            Exit::Environment.into()
+        }
+    }
+}

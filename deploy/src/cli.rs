@@ -1,0 +1,191 @@
+//! The command line: subcommands, and the option groups that they share. Names are nvme-cli's
+//! for connections and fio's for the workload, because operators know them.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands::{discover, doctor, identify, perf, rig, target};
+use crate::exit::Exit;
+use crate::perf::report::{TransportKind, VERSION};
+use crate::perf::workload::parse_duration;
+
+/// NVMe/TCP in userspace, over AF_XDP or kernel sockets.
+#[derive(Debug, Parser)]
+#[command(version = VERSION, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Read and write a target, and measure it.
+    Perf(perf::PerfArgs),
+    /// Serve files or memory as an NVMe/TCP target.
+    Target(target::TargetArgs),
+    /// List the subsystems that a discovery controller knows.
+    Discover(discover::DiscoverArgs),
+    /// Show a subsystem's controller and namespaces.
+    Identify(identify::IdentifyArgs),
+    /// Check this machine, and a network interface, and say how to mend what is wrong.
+    Doctor(doctor::DoctorArgs),
+    /// Make or remove a test network: two namespaces joined by a veth pair.
+    Rig(rig::RigArgs),
+}
+
+impl Command {
+    /// Runs the command to its end.
+    ///
+    /// # Errors
+    /// When the environment does not allow it; the message says what to do.
+    pub fn run(self) -> Result<Exit> {
+        match self {
+            Self::Perf(args) => perf::run(args),
+            Self::Target(args) => target::run(args),
+            Self::Discover(args) => discover::run(args),
+            Self::Identify(args) => identify::run(args),
+            Self::Doctor(args) => doctor::run(args),
+            Self::Rig(args) => rig::run(args),
+        }
+    }
+}
+
+/// Where an XDP program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum XdpMode {
+    /// SKB on veth (faster there), native where the driver can, else SKB.
+    #[default]
+    Auto,
+    /// Generic XDP, after the kernel made a packet buffer.
+    Skb,
+    /// In the driver.
+    Native,
+}
+
+/// What a loop does when there is nothing to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PollMode {
+    /// Spin: lowest latency, one core.
+    Busy,
+    /// Spin for a while, then sleep until something arrives or is due.
+    #[default]
+    Adaptive,
+}
+
+/// Who we are, and what we ask of a connection.
+#[derive(Args, Clone, Debug)]
+pub struct HostArgs {
+    /// Our host NQN [default: /etc/nvme/hostnqn, else one made from the machine's ID].
+    #[arg(short = 'q', long, value_name = "NQN")]
+    pub hostnqn: Option<String>,
+    /// Our host ID, a UUID [default: /etc/nvme/hostid, else one made from the machine's ID].
+    #[arg(short = 'I', long, value_name = "UUID")]
+    pub hostid: Option<String>,
+    /// I/O queues, one TCP connection each.
+    #[arg(short = 'i', long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=128))]
+    pub nr_io_queues: u16,
+    /// Entries of an I/O queue.
+    #[arg(short = 'Q', long, value_name = "N", default_value_t = 128,
+          value_parser = clap::value_parser!(u16).range(2..=1024))]
+    pub queue_size: u16,
+    /// Keep alive timeout in seconds; 0 turns keep alive off.
+    #[arg(short = 'k', long, value_name = "S", default_value_t = 5)]
+    pub keep_alive_tmo: u32,
+    /// CRC32C over PDU headers.
+    #[arg(long)]
+    pub hdr_digest: bool,
+    /// CRC32C over data.
+    #[arg(long)]
+    pub data_digest: bool,
+    /// Time limit for the whole connect, all stages.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "3s")]
+    pub connect_tmo: Duration,
+}
+
+/// What our end of the network is.
+#[derive(Args, Clone, Debug)]
+pub struct LaneArgs {
+    /// What carries the connections.
+    #[arg(short = 't', long, value_name = "KIND", default_value = "xdp")]
+    pub transport: TransportKind,
+    /// Network interface (xdp).
+    #[arg(long, value_name = "IFNAME")]
+    pub dev: Option<String>,
+    /// Our stack's own address, not one that the kernel has; once for IPv4, once for IPv6 (xdp).
+    #[arg(long, value_name = "IP/PREFIX")]
+    pub addr: Vec<Cidr>,
+    /// Router for all other networks, per address family (xdp).
+    #[arg(long, value_name = "IP")]
+    pub gateway: Vec<IpAddr>,
+    /// The interface's queue (xdp).
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub queue: u32,
+    /// Where the XDP program is attached (xdp).
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub xdp_mode: XdpMode,
+    /// 802.1Q VLAN of our address (xdp).
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u16).range(1..=4094))]
+    pub vlan: Option<u16>,
+    /// What to do while there is nothing to do.
+    #[arg(long, value_name = "MODE", default_value = "adaptive")]
+    pub poll: PollMode,
+    /// Network namespace (as in `ip netns`) to work in.
+    #[arg(long, value_name = "NAME")]
+    pub netns: Option<String>,
+}
+
+/// The subsystem that `moorline target` serves when not told otherwise.
+pub const DEFAULT_NQN: &str = "nqn.2026-11.io.moorline:target";
+
+/// An address and the length of its network part, `10.0.0.5/24`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    /// The address.
+    pub addr: IpAddr,
+    /// Bits of the network part.
+    pub prefix: u8,
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let usage = || format!("{text:?}: write it as 10.0.0.5/24 or fd00::5/64");
+        let (addr, prefix) = text.split_once('/').ok_or_else(usage)?;
+        let addr: IpAddr = addr.parse().map_err(|_| usage())?;
+        let prefix: u8 = prefix.parse().map_err(|_| usage())?;
+        let most = if addr.is_ipv4() { 32 } else { 128 };
+        if prefix > most {
+            return Err(format!("{text:?}: the prefix is at most {most}"));
+        }
+        Ok(Self { addr, prefix })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_address_needs_its_prefix() {
+        let cidr: Cidr = "10.99.0.11/24".parse().unwrap();
+        assert_eq!((cidr.addr.to_string(), cidr.prefix), ("10.99.0.11".into(), 24));
+        assert!("10.99.0.11".parse::<Cidr>().is_err());
+        assert!("10.99.0.11/33".parse::<Cidr>().unwrap_err().contains("at most 32"));
+        assert!("fd99::11/64".parse::<Cidr>().is_ok());
+    }
+}

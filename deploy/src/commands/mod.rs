@@ -1,0 +1,8 @@
+//! The subcommands, one file each: options, and `run`.
+
+pub mod discover;
+pub mod doctor;
+pub mod identify;
+pub mod perf;
+pub mod rig;
+pub mod target;

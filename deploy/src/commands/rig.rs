@@ -1,0 +1,99 @@
+//! `moorline rig`: a test network kept open for several commands.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use moorline_rig::{Owner, Rig, RigSpec};
+
+use crate::exit::Exit;
+
+/// Options of `rig`.
+#[derive(Args, Debug)]
+pub struct RigArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make a rig, and leave it in place.
+    Up {
+        #[command(flatten)]
+        name: NameArg,
+        /// MTU of both ends; 3506 is the largest that fits one AF_XDP buffer.
+        #[arg(long, value_name = "BYTES", default_value_t = 1500)]
+        mtu: u32,
+        /// RX and TX queues of both ends.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        queues: u32,
+    },
+    /// Remove a rig, and end what still runs in it.
+    Down {
+        #[command(flatten)]
+        name: NameArg,
+    },
+    /// List the rigs of this machine.
+    Status,
+}
+
+#[derive(Args, Debug)]
+struct NameArg {
+    /// The rig's name: its namespaces are NAME-host and NAME-target.
+    #[arg(long, default_value = "moorline")]
+    name: String,
+}
+
+/// Runs `rig`.
+///
+/// # Errors
+/// Without privileges, or when the name is in use.
+pub fn run(args: RigArgs) -> Result<Exit> {
+    match args.action {
+        Action::Up { name, mtu, queues } => up(RigSpec { name: name.name, mtu, queues }),
+        Action::Down { name } => down(&name.name),
+        Action::Status => status(),
+    }
+}
+
+fn up(spec: RigSpec) -> Result<Exit> {
+    let rig = Rig::up(spec)?;
+    for end in [rig.host(), rig.target()] {
+        println!(
+            "{}: {}, kernel {} and {}, free for AF_XDP {}/24 and {}/64",
+            end.netns(),
+            end.dev(),
+            end.kernel_addr(false),
+            end.kernel_addr(true),
+            end.xdp_addr(false),
+            end.xdp_addr(true),
+        );
+    }
+    println!("remove it with: moorline rig down --name {}", rig.spec().name);
+    rig.keep()?;
+    Ok(Exit::Ok)
+}
+
+fn down(name: &str) -> Result<Exit> {
+    Ok(if Rig::down_named(name)? {
+        println!("rig {name} removed");
+        Exit::Ok
+    } else {
+        eprintln!("moorline: there is no rig {name:?}; `moorline rig status` lists them");
+        Exit::FellShort
+    })
+}
+
+fn status() -> Result<Exit> {
+    let rigs = Rig::list()?;
+    if rigs.is_empty() {
+        println!("no rigs");
+    }
+    for rig in rigs {
+        let owner = match rig.owner {
+            Owner::Kept => "kept open".to_owned(),
+            Owner::Process(pid) => format!("in use by process {pid}"),
+            Owner::Dead => "left by a killed process, removed by the next start".to_owned(),
+        };
+        println!("{}: {owner}", rig.name);
+    }
+    Ok(Exit::Ok)
+}
