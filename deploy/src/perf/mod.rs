@@ -1,5 +1,9 @@
 //! `moorline perf`: reads and writes a target, measures, and reports under stated conditions.
 
+pub mod exchange;
+pub mod floor;
+pub mod load;
 pub mod measure;
+pub mod plain;
 pub mod report;
 pub mod workload;
