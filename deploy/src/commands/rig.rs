@@ -33,6 +33,8 @@ enum Action {
     },
     /// List the rigs of this machine.
     Status,
+    /// Remove the rigs of killed processes; every start of a rig does the same.
+    Sweep,
 }
 
 #[derive(Args, Debug)]
@@ -51,6 +53,7 @@ pub fn run(args: RigArgs) -> Result<Exit> {
         Action::Up { name, mtu, queues } => up(RigSpec { name: name.name, mtu, queues }),
         Action::Down { name } => down(&name.name),
         Action::Status => status(),
+        Action::Sweep => sweep(),
     }
 }
 
@@ -96,4 +99,12 @@ fn status() -> Result<Exit> {
         println!("{}: {owner}", rig.name);
     }
     Ok(Exit::Ok)
+}
+
+fn sweep() -> Result<Exit> {
+    let removed = Rig::sweep()?;
+    for name in &removed {
+        println!("rig {name} removed: its process was killed");
+    }
+    Ok(if removed.is_empty() { Exit::Ok } else { Exit::FellShort })
 }

@@ -1,0 +1,42 @@
+# moorline: what a person types. `make help` lists it.
+
+CARGO ?= cargo
+MOORLINE := target/release/moorline
+
+.PHONY: help demo test lint bench clean deps cargo
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+demo: build ## our host reads and writes our target over AF_XDP, beside kernel sockets (root)
+	@mkdir -p target
+	$(MOORLINE) perf --rig --demo --json target/demo.json
+
+bench: build ## the same with more rounds, for figures to compare
+	@mkdir -p target
+	$(MOORLINE) perf --rig --demo --rounds 11 --json target/bench.json
+
+test: deps cargo ## all tests; with MOORLINE_REQUIRE_RIG=1 those that need root fail instead of skipping
+	$(CARGO) test --workspace
+
+lint: deps cargo ## formatting, and clippy without a warning
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+clean: ## remove what was built, and rigs that were left over
+	@if [ -x $(MOORLINE) ]; then $(MOORLINE) rig sweep || true; fi
+	$(CARGO) clean
+
+.PHONY: build
+build: deps cargo
+	$(CARGO) build --release -p moorline
+
+# Installs missing Debian packages, and only those; says what it does.
+deps:
+	@.ci/deps
+
+cargo:
+	@command -v $(CARGO) >/dev/null || { \
+	  echo "cargo is missing. Debian's is too old; install Rust with rustup: https://rustup.rs"; \
+	  exit 2; }
