@@ -8,3 +8,4 @@ pub mod host;
 pub mod limits;
 pub mod pdu;
 pub mod spec;
+pub mod target;
