@@ -6,8 +6,13 @@
 #![forbid(unsafe_code)]
 
 pub mod deadlines;
+pub mod eth;
+pub mod icmp;
+pub mod limiter;
 pub mod link;
+pub mod neighbour;
 pub mod rng;
+pub mod route;
 pub mod time;
 pub mod transport;
 
