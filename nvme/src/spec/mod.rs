@@ -3,6 +3,19 @@
 //! Layouts are `zerocopy` structs with little-endian fields, named as in the spec; each has its
 //! size asserted and a hand-built vector in its tests.
 
+pub mod connect;
+pub mod nqn;
+pub mod opcode;
+pub mod properties;
+pub mod sqe;
+pub mod status;
+
+pub use connect::{Connect, ConnectData, ConnectResponse, InvalidParameter};
+pub use nqn::{DISCOVERY_NQN, HostId, Nqn, NqnError};
+pub use opcode::Direction;
+pub use properties::{Cap, Cc, Csts, Property, Vs, property};
+pub use sqe::{Sgl, SglError};
+
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
