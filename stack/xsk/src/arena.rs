@@ -2,60 +2,175 @@
 //!
 //! It only ever hands memory out: an [`IoBuf`] owns its bytes alone, and the region is freed when
 //! the arena and all its buffers are gone. Pools of buffers belong to those who use them.
+#![allow(unsafe_code)]
 
+use std::alloc::Layout;
+use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::ptr::{self, NonNull};
 use std::rc::Rc;
+use std::slice;
 
-/// A region of zeroed memory, handed out front to back.
+use crate::huge;
+
+/// What lengths are rounded up to, and buffers aligned to.
+const PAGE: usize = 4096;
+
+/// A region of zeroed memory, handed out front to back. It takes memory only where it is touched.
 #[derive(Debug)]
 pub struct Arena {
     region: Rc<Region>,
     used: usize,
 }
 
-#[derive(Debug)]
-struct Region {
+/// A buffer for I/O: page aligned, owned, as long as asked for.
+///
+/// Invariant: `len` bytes from `start` lie in `region`, and in no other buffer.
+pub struct IoBuf {
+    start: NonNull<u8>,
     len: usize,
+    region: Rc<Region>,
 }
 
-/// A buffer for I/O: page aligned, owned, as long as asked for.
+/// Memory of `layout` at `start`, zeroed, from `hugepage-rs` or (`!huge`) from `mmap`.
 #[derive(Debug)]
-pub struct IoBuf {
-    bytes: Box<[u8]>, // placeholder until the huge-page region is in
-    _region: Rc<Region>,
+struct Region {
+    start: NonNull<u8>,
+    layout: Layout,
+    huge: bool,
 }
 
 impl Arena {
     /// An arena of `len` bytes (rounded up to pages).
+    ///
+    /// # Panics
+    /// When the address space is used up.
     pub fn new(len: usize) -> Self {
-        Self { region: Rc::new(Region { len }), used: 0 }
+        Self { region: Rc::new(Region::new(len)), used: 0 }
     }
 
     /// The next `len` bytes (rounded up to pages), or `None` when the arena is used up.
     pub fn take(&mut self, len: usize) -> Option<IoBuf> {
-        let rounded = len.next_multiple_of(4096);
-        if self.used + rounded > self.region.len {
+        let rounded = len.checked_next_multiple_of(PAGE)?;
+        if rounded > self.region.layout.size() - self.used {
             return None;
         }
-        self.used += rounded;
-        Some(IoBuf { bytes: vec![0; len].into(), _region: self.region.clone() })
+        // SAFETY: within the region, as just checked.
+        let start = unsafe { self.region.start.add(self.used) };
+        self.used += rounded; // no other buffer will get these bytes
+        Some(IoBuf { start, len, region: self.region.clone() })
     }
 
     /// Whether the memory is on huge pages.
     pub fn is_huge(&self) -> bool {
-        false
+        self.region.huge
+    }
+}
+
+impl Region {
+    fn new(len: usize) -> Self {
+        let len = len.max(1).next_multiple_of(PAGE);
+        let layout = Layout::from_size_align(len, PAGE).expect("a length that memory can have");
+        // Asked only when it can be granted: the allocator panics on a kernel without huge pages.
+        if huge::page_size_if_free(len).is_some() {
+            // SAFETY: the layout is not of size zero.
+            let start = unsafe { hugepage_rs::alloc(layout) };
+            if let Some(start) = NonNull::new(start) {
+                return Self { start, layout, huge: true };
+            }
+        }
+        tracing::warn!(
+            "not enough free huge pages for {} KiB of I/O memory, using plain pages: \
+             `sysctl vm.nr_hugepages` sets how many there are",
+            len >> 10
+        );
+        Self { start: map(len), layout, huge: false }
+    }
+}
+
+/// Anonymous memory, transparently huge where the kernel likes.
+fn map(len: usize) -> NonNull<u8> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping, at an address of the kernel's choice.
+    let start = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
+    assert!(start != libc::MAP_FAILED, "no address space for {len} bytes of I/O memory");
+    // SAFETY: advice on the mapping just made; it changes no contents.
+    let _ = unsafe { libc::madvise(start, len, libc::MADV_HUGEPAGE) };
+    NonNull::new(start.cast()).expect("mmap does not map at zero")
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if self.huge {
+            // SAFETY: allocated there, with this layout; no buffer is left (each holds the `Rc`).
+            unsafe { hugepage_rs::dealloc(self.start.as_ptr(), self.layout) };
+        } else {
+            // SAFETY: mapped by `map` with this length; no buffer is left (each holds the `Rc`).
+            let _ = unsafe { libc::munmap(self.start.as_ptr().cast(), self.layout.size()) };
+        }
     }
 }
 
 impl Deref for IoBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.bytes
+        // SAFETY: by the invariant of `IoBuf`; the memory is initialised (zeroed by the kernel).
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
 impl DerefMut for IoBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
+        // SAFETY: as above, and `&mut self` is the only way to these bytes.
+        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl fmt::Debug for IoBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoBuf").field("len", &self.len).field("huge", &self.region.huge).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_zeroed_page_aligned_and_apart() {
+        let mut arena = Arena::new(3 * PAGE);
+        let mut a = arena.take(PAGE + 1).unwrap();
+        let b = arena.take(100).unwrap();
+        assert_eq!((a.len(), b.len()), (PAGE + 1, 100));
+        assert_eq!((a.as_ptr() as usize % PAGE, b.as_ptr() as usize % PAGE), (0, 0));
+        a.fill(0xff);
+        assert!(b.iter().all(|&byte| byte == 0));
+        assert!(arena.take(1).is_none());
+    }
+
+    #[test]
+    fn a_buffer_outlives_its_arena() {
+        let mut arena = Arena::new(PAGE);
+        let mut buf = arena.take(PAGE).unwrap();
+        drop(arena);
+        buf[PAGE - 1] = 7;
+        assert_eq!(buf[PAGE - 1], 7);
+    }
+
+    #[test]
+    fn lengths_near_overflow_are_refused() {
+        let mut arena = Arena::new(1);
+        assert!(arena.take(usize::MAX).is_none());
+        assert!(arena.take(usize::MAX - PAGE).is_none());
+        assert_eq!(arena.take(0).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn memory_is_taken_only_where_it_is_touched() {
+        // More than the machine has: it would be refused, or fail, if it were populated.
+        let mut arena = Arena::new(1 << 40);
+        let mut buf = arena.take(1 << 39).unwrap();
+        buf[(1 << 39) - 1] = 1;
     }
 }
