@@ -6,6 +6,7 @@
 
 pub mod fault;
 pub mod sim;
+pub mod xdp;
 
 use std::io;
 use std::os::fd::BorrowedFd;
