@@ -340,6 +340,22 @@ impl Client {
         }
     }
 
+    /// Turns for a time; returns how long it was.
+    fn play<L: Link>(
+        &mut self,
+        link: &mut L,
+        period: Duration,
+        stop: &AtomicBool,
+    ) -> Result<Duration> {
+        let begin = Instant::monotonic();
+        let mut now = begin;
+        while now.since(begin) < period && !stop.load(Ordering::Relaxed) {
+            self.turn(link, now)?;
+            now = Instant::monotonic();
+        }
+        Ok(now.since(begin))
+    }
+
     /// Forgets what was measured so far.
     fn restart_measuring(&mut self) {
         self.nanos.reset();
@@ -359,27 +375,23 @@ pub fn run<L: Link>(
     runtime: Duration,
     stop: &AtomicBool,
 ) -> Result<Floor> {
-    let mut now = Instant::monotonic();
+    let now = Instant::monotonic();
     let mut client = Client::new(now, ends, link.mtu(), exchange, depth)?;
-    for (period, measured) in [(runtime / 10, false), (runtime, true)] {
-        client.restart_measuring();
-        let begin = now;
-        while now.since(begin) < period && !stop.load(Ordering::Relaxed) {
-            client.turn(link, now)?;
-            now = Instant::monotonic();
-        }
-        if measured {
-            let to = ends.1.ip;
-            ensure!(!client.nanos.is_empty(), "no frame came back from the echo server at {to}");
-            return Ok(Floor::new(&client.nanos, now.since(begin), client.lost));
-        }
-    }
-    unreachable!("the second period is measured")
+    client.play(link, runtime / 10, stop)?;
+    client.restart_measuring();
+    let measured = client.play(link, runtime, stop)?;
+    let to = ends.1.ip;
+    ensure!(
+        !client.nanos.is_empty() || stop.load(Ordering::Relaxed),
+        "no frame came back from the echo server at {to}"
+    );
+    Ok(Floor::new(&client.nanos, measured, client.lost))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use moorline_stack::link::sim::{SimLink, WireOptions};
 
     #[test]
     fn a_frame_says_who_sent_it_and_what_it_wants() {
@@ -396,5 +408,56 @@ mod tests {
         assert_eq!(Header::parse(&frame[..HEADERS - 1]), None);
         frame[23] = 6;
         assert_eq!(Header::parse(&frame), None);
+    }
+
+    const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 11);
+    const SERVER_IP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 12);
+
+    /// Plays an exchange over a simulated wire of 10 µs each way, turning every microsecond.
+    fn play(exchange: &Exchange, depth: u16, mtu: usize, until_us: u64) -> (Client, u64) {
+        let (mut near, mut far) = SimLink::pair(&WireOptions { mtu, ..WireOptions::default() });
+        let ends =
+            (Addr { mac: near.mac(), ip: CLIENT_IP }, Addr { mac: far.mac(), ip: SERVER_IP });
+        let mut client = Client::new(Instant::ZERO, ends, mtu, exchange, depth).unwrap();
+        let mut server = Server::new(SERVER_IP);
+        for us in 0..until_us {
+            let now = Instant::from_nanos(us * 1000);
+            client.turn(&mut near, now).unwrap();
+            server.turn(&mut far, now).unwrap();
+        }
+        let frames = near.stats().rx_frames + near.stats().tx_frames;
+        (client, frames)
+    }
+
+    #[test]
+    fn an_exchange_is_as_many_frames_as_tcp_would_send() {
+        for (exchange, mtu) in [
+            (Exchange::of(true, 4096), 1500),
+            (Exchange::of(false, 4096), 1500),
+            (Exchange::of(true, 4096), 9000),
+            (Exchange::of(false, 128 << 10), 9000),
+        ] {
+            let (client, frames) = play(&exchange, 1, mtu, 10_000);
+            let done = client.nanos.len();
+            let each = exchange.frames(mtu) as u64;
+            assert!(done > 100, "{exchange:?}: {done}");
+            assert!((done * each..=(done + 1) * each).contains(&frames), "{exchange:?}: {frames}");
+            assert_eq!(client.lost, 0);
+        }
+    }
+
+    #[test]
+    fn the_round_trip_is_that_of_the_wire_at_any_depth() {
+        let (one, _) = play(&Exchange::of(true, 4096), 1, 1500, 10_000);
+        let (many, _) = play(&Exchange::of(true, 4096), 32, 1500, 10_000);
+        assert!((20_000..=22_100).contains(&one.nanos.value_at_quantile(0.5)));
+        assert!((20..=33).contains(&(many.nanos.len() / one.nanos.len())));
+    }
+
+    #[test]
+    fn large_legs_are_bounded_by_the_window() {
+        let (client, _) = play(&Exchange::of(true, 128 << 10), 32, 9000, 5_000);
+        assert_eq!(client.slots.len(), 1);
+        assert!(client.nanos.len() > 100 && client.lost == 0, "{}", client.lost);
     }
 }

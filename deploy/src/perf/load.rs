@@ -80,6 +80,7 @@ pub struct Load {
     measure_end: Instant,
     written: Option<Written>,
     read_back: u64,
+    abandoned: bool,
     tally: Tally,
 }
 
@@ -139,6 +140,7 @@ impl Load {
             measure_end: now,
             written: tracked.then(|| Written::new(region.slots)),
             read_back: 0,
+            abandoned: false,
             tally: Tally {
                 latency,
                 ios: 0,
@@ -191,14 +193,21 @@ impl Load {
     /// the run at once: nothing more is issued, but for reading back what was written.
     pub fn advance(&mut self, now: Instant, stop: bool) -> Option<Phase> {
         let next = match self.phase {
-            Phase::Ramp if stop || now >= self.started + self.workload.ramp => Phase::Measure,
+            Phase::Ramp
+                if stop || self.has_failed() || now >= self.started + self.workload.ramp =>
+            {
+                Phase::Measure
+            }
             Phase::Measure if stop || now >= self.measure_end || self.is_enough() => Phase::Drain,
             Phase::Drain if self.is_drained() => match &self.written {
                 Some(written) if written.count() > 0 && !self.has_failed() => Phase::ReadBack,
                 _ => Phase::Done,
             },
-            Phase::ReadBack if self.is_drained() && self.next_written().is_none() => Phase::Done,
-            Phase::ReadBack if self.is_drained() && self.has_failed() => Phase::Done,
+            Phase::ReadBack
+                if self.is_drained() && (self.next_written().is_none() || self.has_failed()) =>
+            {
+                Phase::Done
+            }
             Phase::Ramp | Phase::Measure | Phase::Drain | Phase::ReadBack | Phase::Done => {
                 return None;
             }
@@ -221,7 +230,12 @@ impl Load {
     }
 
     const fn has_failed(&self) -> bool {
-        self.tally.errors >= ERRORS_MAX
+        self.abandoned || self.tally.errors >= ERRORS_MAX
+    }
+
+    /// Ends the run, for its controller is lost: nothing more is issued, not even to read back.
+    pub const fn abandon(&mut self) {
+        self.abandoned = true;
     }
 
     /// Whether no I/O is under way.

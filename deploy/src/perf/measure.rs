@@ -4,22 +4,18 @@
 //! figure that cannot be read is `None` or zero, never an error: a run is worth more than its
 //! footnotes.
 
-use std::alloc::System;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use stats_alloc::INSTRUMENTED_SYSTEM;
 
-/// The program's allocator, which counts. `main.rs` makes it the global one; where it is not,
-/// the counts stay zero.
-pub static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-/// Allocations and reallocations since the program started, all threads together.
+/// Allocations and reallocations since the program started, all threads together; zero where
+/// `main.rs` did not make the counting allocator the global one.
 pub fn allocations() -> u64 {
-    let stats = ALLOCATOR.stats();
+    let stats = INSTRUMENTED_SYSTEM.stats();
     (stats.allocations + stats.reallocations) as u64
 }
 

@@ -1,9 +1,11 @@
 //! `moorline perf`: reads and writes a target, measures, and reports under stated conditions.
 
+pub mod engine;
 pub mod exchange;
 pub mod floor;
 pub mod load;
 pub mod measure;
 pub mod plain;
+pub mod progress;
 pub mod report;
 pub mod workload;
