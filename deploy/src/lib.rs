@@ -4,5 +4,8 @@
 pub mod cli;
 pub mod commands;
 pub mod exit;
+pub mod identity;
 pub mod perf;
+pub mod session;
 pub mod signals;
+pub mod stackup;

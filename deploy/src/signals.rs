@@ -9,8 +9,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::exit::Exit;
 
-/// Whether the user wants an end.
-#[derive(Clone, Debug)]
+/// Whether the user wants an end. The default is one that no signal sets.
+#[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {

@@ -1,0 +1,49 @@
+//! From the command line to a transport: enters the network namespace, opens the lane or the
+//! sockets, and runs a [`Job`] on them, which is generic so that nothing on the I/O path is
+//! dynamic.
+
+use anyhow::{Context, Result, bail, ensure};
+use moorline_stack::Transport;
+
+use crate::cli::LaneArgs;
+use crate::perf::report::TransportKind;
+
+/// Something to do with a transport, whichever it is.
+pub trait Job {
+    /// What it comes to.
+    type Out;
+
+    /// Does it. The transport is gone when this returns.
+    ///
+    /// # Errors
+    /// The job's own.
+    fn run<T: Transport>(self, transport: T) -> Result<Self::Out>;
+}
+
+/// Makes the transport that `lane` describes, and runs `job` on it. The calling thread moves into
+/// the lane's network namespace, and stays there.
+///
+/// # Errors
+/// When the transport cannot be made (the message says what to do), and the job's own.
+pub fn run<J: Job>(lane: &LaneArgs, job: J) -> Result<J::Out> {
+    if let Some(netns) = &lane.netns {
+        moorline_rig::enter(netns)?;
+    }
+    match lane.transport {
+        TransportKind::Xdp => on_xdp(lane, job),
+        TransportKind::Kernel => on_kernel(lane, job),
+    }
+}
+
+fn on_xdp<J: Job>(lane: &LaneArgs, _job: J) -> Result<J::Out> {
+    let _dev = lane
+        .dev
+        .as_deref()
+        .context("AF_XDP needs --dev IFNAME and --addr IP/PREFIX, or use --transport kernel")?;
+    ensure!(!lane.addr.is_empty(), "our own stack needs an address of its own: --addr IP/PREFIX");
+    bail!("AF_XDP is not part of this build yet")
+}
+
+fn on_kernel<J: Job>(_lane: &LaneArgs, _job: J) -> Result<J::Out> {
+    bail!("kernel sockets are not part of this build yet")
+}
