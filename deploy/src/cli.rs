@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{discover, doctor, identify, perf, rig, target};
+use crate::commands::{discover, doctor, floor, identify, perf, rig, target};
 use crate::exit::Exit;
 use crate::perf::report::{TransportKind, VERSION};
 use crate::perf::workload::parse_duration;
@@ -37,6 +37,12 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// Make or remove a test network: two namespaces joined by a veth pair.
     Rig(rig::RigArgs),
+    /// The far end of the raw AF_XDP floor.
+    #[command(hide = true)]
+    FloorServer(floor::FloorServerArgs),
+    /// The far end of the plain-socket ping-pong.
+    #[command(hide = true)]
+    PlainServer(floor::PlainServerArgs),
 }
 
 impl Command {
@@ -52,6 +58,8 @@ impl Command {
             Self::Identify(args) => identify::run(args),
             Self::Doctor(args) => doctor::run(args),
             Self::Rig(args) => rig::run(args),
+            Self::FloorServer(args) => floor::floor_server(&args),
+            Self::PlainServer(args) => floor::plain_server(&args),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod discover;
 pub mod doctor;
+pub mod floor;
 pub mod identify;
 pub mod perf;
 pub mod rig;

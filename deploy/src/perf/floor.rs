@@ -9,7 +9,6 @@
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -18,6 +17,7 @@ use moorline_stack::{Instant, Link, LinkTx};
 use serde::Serialize;
 
 use super::exchange::{Cut, Exchange, L2_HEADER};
+use crate::signals::Stop;
 
 /// Experimental (RFC 3692).
 const PROTOCOL: u8 = 253;
@@ -197,8 +197,8 @@ impl Server {
     ///
     /// # Errors
     /// The link's.
-    pub fn serve<L: Link>(mut self, link: &mut L, stop: &AtomicBool) -> Result<()> {
-        while !stop.load(Ordering::Relaxed) {
+    pub fn serve<L: Link>(mut self, link: &mut L, stop: &Stop) -> Result<()> {
+        while !stop.requested() {
             self.turn(link, Instant::monotonic())?;
         }
         Ok(())
@@ -345,11 +345,11 @@ impl Client {
         &mut self,
         link: &mut L,
         period: Duration,
-        stop: &AtomicBool,
+        stop: &Stop,
     ) -> Result<Duration> {
         let begin = Instant::monotonic();
         let mut now = begin;
-        while now.since(begin) < period && !stop.load(Ordering::Relaxed) {
+        while now.since(begin) < period && !stop.requested() {
             self.turn(link, now)?;
             now = Instant::monotonic();
         }
@@ -373,7 +373,7 @@ pub fn run<L: Link>(
     exchange: &Exchange,
     depth: u16,
     runtime: Duration,
-    stop: &AtomicBool,
+    stop: &Stop,
 ) -> Result<Floor> {
     let now = Instant::monotonic();
     let mut client = Client::new(now, ends, link.mtu(), exchange, depth)?;
@@ -382,7 +382,7 @@ pub fn run<L: Link>(
     let measured = client.play(link, runtime, stop)?;
     let to = ends.1.ip;
     ensure!(
-        !client.nanos.is_empty() || stop.load(Ordering::Relaxed),
+        !client.nanos.is_empty() || stop.requested(),
         "no frame came back from the echo server at {to}"
     );
     Ok(Floor::new(&client.nanos, measured, client.lost))

@@ -1,5 +1,6 @@
 //! `moorline perf`: reads and writes a target, measures, and reports under stated conditions.
 
+pub mod child;
 pub mod engine;
 pub mod exchange;
 pub mod floor;

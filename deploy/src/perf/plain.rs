@@ -7,7 +7,6 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +14,7 @@ use hdrhistogram::Histogram;
 
 use super::exchange::Exchange;
 use super::floor::Floor;
+use crate::signals::Stop;
 
 /// Legs of an exchange, at most.
 const LEGS_MAX: usize = 8;
@@ -27,12 +27,12 @@ const STALL: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When the address cannot be listened on. A client's errors end that client only.
-pub fn serve(listen: SocketAddr, stop: &AtomicBool, ready: impl FnOnce(SocketAddr)) -> Result<()> {
+pub fn serve(listen: SocketAddr, stop: &Stop, ready: impl FnOnce(SocketAddr)) -> Result<()> {
     let listener = TcpListener::bind(listen)
         .with_context(|| format!("cannot listen on {listen} for the plain-socket ping-pong"))?;
     listener.set_nonblocking(true)?;
     ready(listener.local_addr()?);
-    while !stop.load(Ordering::Relaxed) {
+    while !stop.requested() {
         match listener.accept() {
             Ok((stream, peer)) => {
                 if let Err(error) = serve_one(stream, stop) {
@@ -45,7 +45,7 @@ pub fn serve(listen: SocketAddr, stop: &AtomicBool, ready: impl FnOnce(SocketAdd
     Ok(())
 }
 
-fn serve_one(stream: TcpStream, stop: &AtomicBool) -> Result<()> {
+fn serve_one(stream: TcpStream, stop: &Stop) -> Result<()> {
     let mut end = End::new(stream, stop)?;
     let mut count = [0; 4];
     end.stream.read_exact(&mut count).context("reading the number of legs")?;
@@ -76,7 +76,7 @@ pub fn run(
     server: SocketAddr,
     exchange: &Exchange,
     runtime: Duration,
-    stop: &AtomicBool,
+    stop: &Stop,
 ) -> Result<Floor> {
     let stream = TcpStream::connect(server)
         .with_context(|| format!("plain-socket ping-pong with {server}"))?;
@@ -89,7 +89,7 @@ pub fn run(
     let mut nanos = Histogram::new_with_bounds(1, 60_000_000_000, 3)?;
     let begin = Instant::now();
     let mut last = begin;
-    while last.duration_since(begin) < runtime && !stop.load(Ordering::Relaxed) {
+    while last.duration_since(begin) < runtime && !stop.requested() {
         for (index, &leg) in exchange.legs().iter().enumerate() {
             if index % 2 == 0 { end.send(leg)? } else { end.receive(leg)? }
         }
@@ -104,11 +104,11 @@ pub fn run(
 struct End<'a> {
     stream: TcpStream,
     buffer: Vec<u8>,
-    stop: &'a AtomicBool,
+    stop: &'a Stop,
 }
 
 impl<'a> End<'a> {
-    fn new(stream: TcpStream, stop: &'a AtomicBool) -> Result<Self> {
+    fn new(stream: TcpStream, stop: &'a Stop) -> Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(false)?; // for the preamble
         stream.set_read_timeout(Some(STALL))?;
@@ -155,11 +155,11 @@ impl<'a> End<'a> {
 struct Spin<'a> {
     turns: u32,
     since: Option<Instant>,
-    stop: &'a AtomicBool,
+    stop: &'a Stop,
 }
 
 impl<'a> Spin<'a> {
-    const fn new(stop: &'a AtomicBool) -> Self {
+    const fn new(stop: &'a Stop) -> Self {
         Self { turns: 0, since: None, stop }
     }
 
@@ -169,7 +169,7 @@ impl<'a> Spin<'a> {
             return Ok(());
         }
         let since = *self.since.get_or_insert_with(Instant::now);
-        if self.stop.load(Ordering::Relaxed) || since.elapsed() > STALL {
+        if self.stop.requested() || since.elapsed() > STALL {
             bail!("the plain-socket ping-pong stands still");
         }
         Ok(())
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn legs_of_any_size_go_to_and_fro() {
-        let stop = AtomicBool::new(false);
+        let stop = Stop::default();
         std::thread::scope(|scope| {
             let (tx, rx) = mpsc::channel();
             let stop = &stop;
@@ -195,14 +195,14 @@ mod tests {
                 let floor = run(addr, &exchange, Duration::from_millis(20), stop).unwrap();
                 assert!(floor.rate > 0.0 && floor.p50_us > 0.0, "{floor:?}");
             }
-            stop.store(true, Ordering::Relaxed);
+            stop.request();
             server.join().unwrap().unwrap();
         });
     }
 
     #[test]
     fn no_server_is_an_error_that_names_it() {
-        let stop = AtomicBool::new(false);
+        let stop = Stop::default();
         let exchange = Exchange::of(true, 512);
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let error = run(free, &exchange, Duration::from_millis(1), &stop).unwrap_err();
