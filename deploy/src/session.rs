@@ -48,6 +48,11 @@ impl<T: Transport> Session<T> {
         self.host.controller(self.ctrl)
     }
 
+    /// The host and its controller, for those who turn it themselves.
+    pub fn parts(&mut self) -> (&mut Host<T>, CtrlId) {
+        (&mut self.host, self.ctrl)
+    }
+
     /// Runs an admin command to its end; its status is the caller's to look at.
     ///
     /// # Errors

@@ -17,7 +17,18 @@ pub trait Job {
     ///
     /// # Errors
     /// The job's own.
-    fn run<T: Transport>(self, transport: T) -> Result<Self::Out>;
+    fn run<T: Transport>(self, transport: T, path: Path) -> Result<Self::Out>;
+}
+
+/// What is known of the way that a transport's bytes take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Path {
+    /// MTU of the interface; `None` for kernel sockets, which choose it themselves.
+    pub mtu: Option<usize>,
+    /// Where the XDP program runs, `native` or `skb`; `None` without one.
+    pub xdp_mode: Option<String>,
+    /// Whether the kernel moves frames without a copy.
+    pub zero_copy: bool,
 }
 
 /// Makes the transport that `lane` describes, and runs `job` on it. The calling thread moves into

@@ -15,7 +15,7 @@ use crate::identity::host_identity;
 use crate::perf::report::{SCHEMA, VERSION};
 use crate::session::Session;
 use crate::signals::Stop;
-use crate::stackup::{self, Job};
+use crate::stackup::{self, Job, Path};
 
 const LID_DISCOVERY: u8 = 0x70;
 /// Length of the log's header, and of each of its entries.
@@ -116,7 +116,7 @@ struct Ask<'a> {
 impl Job for Ask<'_> {
     type Out = Vec<Entry>;
 
-    fn run<T: Transport>(self, transport: T) -> Result<Vec<Entry>> {
+    fn run<T: Transport>(self, transport: T, _path: Path) -> Result<Vec<Entry>> {
         let identity = host_identity(&self.args.host)?;
         let addr = SocketAddr::new(self.args.traddr, self.args.trsvcid);
         let mut config = CtrlConfig::discovery(addr);

@@ -15,7 +15,7 @@ use crate::perf::report::{SCHEMA, VERSION};
 use crate::perf::workload::Bytes;
 use crate::session::Session;
 use crate::signals::Stop;
-use crate::stackup::{self, Job};
+use crate::stackup::{self, Job, Path};
 
 /// Options of `identify`.
 #[derive(Args, Clone, Debug)]
@@ -102,7 +102,7 @@ struct Ask<'a> {
 impl Job for Ask<'_> {
     type Out = Info;
 
-    fn run<T: Transport>(self, transport: T) -> Result<Info> {
+    fn run<T: Transport>(self, transport: T, _path: Path) -> Result<Info> {
         let identity = host_identity(&self.args.host)?;
         let addr = SocketAddr::new(self.args.traddr, self.args.trsvcid);
         let config = ctrl_config(&self.args.host, addr, &self.args.nqn)?;

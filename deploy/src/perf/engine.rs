@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use moorline_nvme::host::{CtrlConfig, CtrlId, Host, HostEvent, Io, IoOp};
+use moorline_nvme::host::{CtrlId, Host, HostEvent, Io, IoOp};
 use moorline_stack::mem::Arena;
 use moorline_stack::transport::TransportStats;
 use moorline_stack::{Instant, Transport};
@@ -61,59 +61,6 @@ pub struct Measured {
     pub interrupted: bool,
     /// The controller was lost.
     pub failure: Option<String>,
-}
-
-/// Connects a controller and waits until it takes I/O.
-///
-/// # Errors
-/// Why it could not be reached, with the stage and the time it took; or the user ended it.
-pub fn connect<T: Transport>(
-    host: &mut Host<T>,
-    config: CtrlConfig,
-    stop: &Stop,
-) -> Result<CtrlId> {
-    let addr = config.addr;
-    let ctrl = host.connect(Instant::monotonic(), config)?;
-    loop {
-        let now = Instant::monotonic();
-        host.turn(now);
-        while let Some(event) = host.poll_event() {
-            match event {
-                HostEvent::Live { ctrl: live, .. } if live == ctrl => return Ok(ctrl),
-                HostEvent::Failed { ctrl: failed, failure } if failed == ctrl => {
-                    return Err(failure.into());
-                }
-                _ => {} // of a controller that was here before
-            }
-        }
-        host.flush(now);
-        if stop.requested() {
-            bail!("interrupted while connecting to {addr}");
-        }
-        host.wait(Some(now + TICK), &[]).context("waiting for the target")?;
-    }
-}
-
-/// Shuts a controller down in order; the host bounds how long that takes.
-pub fn disconnect<T: Transport>(host: &mut Host<T>, ctrl: CtrlId) {
-    host.disconnect(Instant::monotonic(), ctrl);
-    loop {
-        let now = Instant::monotonic();
-        host.turn(now);
-        while let Some(event) = host.poll_event() {
-            match event {
-                HostEvent::Closed { ctrl: c } | HostEvent::Failed { ctrl: c, .. } if c == ctrl => {
-                    host.flush(now);
-                    return;
-                }
-                _ => {}
-            }
-        }
-        host.flush(now);
-        if host.wait(Some(now + TICK), &[]).is_err() {
-            return;
-        }
-    }
 }
 
 /// Runs a job on a controller that is live.

@@ -341,12 +341,7 @@ impl Client {
     }
 
     /// Turns for a time; returns how long it was.
-    fn play<L: Link>(
-        &mut self,
-        link: &mut L,
-        period: Duration,
-        stop: &Stop,
-    ) -> Result<Duration> {
+    fn play<L: Link>(&mut self, link: &mut L, period: Duration, stop: &Stop) -> Result<Duration> {
         let begin = Instant::monotonic();
         let mut now = begin;
         while now.since(begin) < period && !stop.requested() {
