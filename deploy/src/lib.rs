@@ -9,3 +9,4 @@ pub mod perf;
 pub mod session;
 pub mod signals;
 pub mod stackup;
+pub mod target_process;

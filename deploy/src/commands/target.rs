@@ -1,15 +1,35 @@
 //! `moorline target`: serves back ends as namespaces of one subsystem, until it is told to end.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
+use moorline_nvme::bdev::{Bdev, File, FileOptions, Null, Ram};
+use moorline_nvme::target::{Subsystem, Target, TargetConfig, TargetStats};
+use moorline_stack::{Instant, Transport};
+use serde_json::json;
 
-use crate::cli::{DEFAULT_NQN, LaneArgs};
+use crate::cli::{DEFAULT_NQN, LaneArgs, PollMode};
 use crate::exit::Exit;
+use crate::perf::measure;
+use crate::perf::report::{SCHEMA, TransportKind, VERSION};
 use crate::perf::workload::Bytes;
+use crate::signals::Stop;
+use crate::stackup::{self, Job};
+
+/// NVMe/TCP, and its discovery service (IANA).
+const PORT: u16 = 4420;
+const DISCOVERY_PORT: u16 = 8009;
+/// Largest queue that a host may ask for, 0's based: more than anybody's queue depth.
+const MQES: u16 = 255;
+/// How long to spin after the last work, and how long to sleep at most.
+const SPIN: Duration = Duration::from_micros(50);
+const TICK: Duration = Duration::from_millis(100);
 
 /// Options of `target`.
 #[derive(Args, Clone, Debug)]
@@ -97,12 +117,206 @@ impl FromStr for Listen {
     }
 }
 
-/// Runs `target`.
+/// Runs `target` until a signal ends it.
 ///
 /// # Errors
-/// When the environment does not allow it; the message says what to do.
-pub fn run(_args: TargetArgs) -> Result<Exit> {
-    bail!("target is not part of this build yet")
+/// When a back end cannot be opened or an address cannot be listened on.
+pub fn run(args: TargetArgs) -> Result<Exit> {
+    let stop = Stop::on_signals()?;
+    if args.until_stdin_ends {
+        let stop = stop.clone();
+        thread::spawn(move || {
+            // Whether it ends or fails, the parent is gone.
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            stop.request();
+        });
+    }
+    let addrs = listen_addrs(&args)?;
+    let subsystem = subsystem(&args)?;
+    stackup::run(&args.lane, Serve { args: &args, addrs, subsystem, stop })?;
+    Ok(Exit::Ok)
+}
+
+/// Where to listen: what was asked for, or our own addresses at both well-known ports.
+fn listen_addrs(args: &TargetArgs) -> Result<Vec<SocketAddr>> {
+    let mut addrs: Vec<_> =
+        args.listen.iter().map(|l| SocketAddr::new(l.addr, l.port.unwrap_or(PORT))).collect();
+    if addrs.is_empty() {
+        ensure!(
+            args.lane.transport == TransportKind::Xdp,
+            "say where to listen: --listen 127.0.0.1, or an address of this machine"
+        );
+        for cidr in &args.lane.addr {
+            addrs.extend([PORT, DISCOVERY_PORT].map(|port| SocketAddr::new(cidr.addr, port)));
+        }
+    }
+    Ok(addrs)
+}
+
+fn subsystem(args: &TargetArgs) -> Result<Subsystem> {
+    let block_size: u32 = args.block_size.parse().context("--block-size")?;
+    let mut subsystem = Subsystem::new(&args.nqn);
+    if !args.allow.is_empty() {
+        subsystem.hosts = Some(args.allow.clone());
+    }
+    for (nsid, backend) in (1..).zip(&args.backend) {
+        let bdev = open(backend, block_size).with_context(|| format!("namespace {nsid}"))?;
+        subsystem.add_namespace(nsid, bdev)?;
+    }
+    Ok(subsystem)
+}
+
+fn open(backend: &Backend, block_size: u32) -> Result<Box<dyn Bdev>> {
+    let blocks = |bytes: u64| {
+        ensure!(
+            bytes > 0 && bytes.is_multiple_of(block_size.into()),
+            "{bytes} bytes are not a whole number of blocks of {block_size}: change the size, or \
+             --block-size"
+        );
+        Ok(bytes / u64::from(block_size))
+    };
+    let options = FileOptions { block_size, ..FileOptions::default() };
+    Ok(match backend {
+        Backend::Ram(bytes) => {
+            let most = memory_bytes();
+            ensure!(*bytes <= most, "ram: {} is more than this machine has", Bytes(*bytes));
+            Box::new(Ram::new(block_size, blocks(*bytes)?))
+        }
+        Backend::Null(bytes) => Box::new(Null::new(block_size, blocks(*bytes)?, true)),
+        Backend::File(path, None) => Box::new(File::open(path, &options)?),
+        Backend::File(path, Some(bytes)) => {
+            blocks(*bytes)?;
+            Box::new(File::create(path, *bytes, &options)?)
+        }
+    })
+}
+
+/// Memory of this machine, bytes; where it is not known, no limit.
+fn memory_bytes() -> u64 {
+    std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        })
+        .map_or(u64::MAX, |kib| kib << 10)
+}
+
+struct Serve<'a> {
+    args: &'a TargetArgs,
+    addrs: Vec<SocketAddr>,
+    subsystem: Subsystem,
+    stop: Stop,
+}
+
+impl Job for Serve<'_> {
+    type Out = ();
+
+    fn run<T: Transport>(self, transport: T) -> Result<()> {
+        let config = TargetConfig { mqes: MQES, ..TargetConfig::default() };
+        let mut target = Target::new(transport, config);
+        target.add_subsystem(self.subsystem)?;
+        for addr in &self.addrs {
+            target.listen(Instant::monotonic(), *addr)?;
+        }
+        let teller = Teller { args: self.args };
+        teller.ready(&self.addrs);
+        serve(&mut target, self.args.lane.poll, &self.stop)?;
+        teller.end(&target.stats());
+        Ok(())
+    }
+}
+
+/// Turns until the end is asked for. It spins while there is work, and for a while after.
+fn serve<T: Transport>(target: &mut Target<T>, poll: PollMode, stop: &Stop) -> Result<()> {
+    let work = |s: &TargetStats| s.accepted + s.admin + s.reads + s.writes + s.other_ios;
+    let (mut seen, mut busy_until) = (0, Instant::ZERO);
+    while !stop.requested() {
+        let now = Instant::monotonic();
+        target.turn(now);
+        target.flush(now);
+        let done = work(&target.stats());
+        if done != seen {
+            (seen, busy_until) = (done, now + SPIN);
+        }
+        if poll == PollMode::Adaptive && now >= busy_until {
+            // A tick, so that a signal just before the sleep is not missed for long.
+            target.wait(Some(now + TICK), &[]).context("waiting for hosts")?;
+        }
+    }
+    Ok(())
+}
+
+/// Tells a person, or a script, what happens.
+struct Teller<'a> {
+    args: &'a TargetArgs,
+}
+
+impl Teller<'_> {
+    fn ready(&self, addrs: &[SocketAddr]) {
+        if self.args.json {
+            return self.tell(json!({
+                "event": "listening",
+                "pid": std::process::id(),
+                "addrs": addrs,
+                "nqn": self.args.nqn,
+                "namespaces": self.args.backend.len(),
+            }));
+        }
+        let addrs: Vec<_> = addrs.iter().map(ToString::to_string).collect();
+        println!("serving {} with {} namespace(s)", self.args.nqn, self.args.backend.len());
+        println!("listening on {}", addrs.join(", "));
+    }
+
+    fn end(&self, s: &TargetStats) {
+        if self.args.json {
+            return self.tell(json!({
+                "event": "end",
+                "reads": s.reads,
+                "writes": s.writes,
+                "other_ios": s.other_ios,
+                "admin": s.admin,
+                "read_bytes": s.read_bytes,
+                "written_bytes": s.written_bytes,
+                "errors": s.errors,
+                "accepted": s.accepted,
+                "refused": s.refused,
+                "fatal": s.fatal,
+                "digest_errors": s.digest_errors,
+                "timeouts": s.timeouts,
+                "keep_alive_expired": s.keep_alive_expired,
+            }));
+        }
+        println!(
+            "served {} reads ({}), {} writes ({}), {} other, {} admin; {} failed",
+            s.reads,
+            Bytes(s.read_bytes),
+            s.writes,
+            Bytes(s.written_bytes),
+            s.other_ios,
+            s.admin,
+            s.errors
+        );
+        println!(
+            "connections: {} accepted, {} refused, {} ended for protocol errors, {} timed out",
+            s.accepted,
+            s.refused,
+            s.fatal,
+            s.timeouts + s.keep_alive_expired
+        );
+    }
+
+    /// One line of JSON.
+    fn tell(&self, mut what: serde_json::Value) {
+        what["schema"] = SCHEMA.into();
+        what["version"] = VERSION.into();
+        what["conditions"] = json!({
+            "transport": self.args.lane.transport.name(),
+            "kernel": measure::kernel(),
+            "cpus": measure::cpus(),
+        });
+        println!("{what}");
+    }
 }
 
 #[cfg(test)]
