@@ -12,6 +12,7 @@ pub mod lane;
 pub mod limiter;
 pub mod link;
 pub mod neighbour;
+pub mod pipe;
 pub mod rng;
 pub mod route;
 pub mod time;
