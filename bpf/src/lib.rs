@@ -337,3 +337,6 @@ fn read_counters(map: &impl MapCore) -> Result<Counters, Error> {
         no_socket: read(6)?,
     })
 }
+
+#[cfg(test)]
+mod tests;
