@@ -3,14 +3,26 @@
 //! Layouts are `zerocopy` structs with little-endian fields, named as in the spec; each has its
 //! size asserted and a hand-built vector in its tests.
 
+pub mod aer;
 pub mod connect;
+pub mod features;
+pub mod identify;
+pub mod io;
+pub mod log;
 pub mod nqn;
 pub mod opcode;
 pub mod properties;
 pub mod sqe;
 pub mod status;
 
+pub use aer::AsyncEvent;
 pub use connect::{Connect, ConnectData, ConnectResponse, InvalidParameter};
+pub use features::{Abort, GetFeatures, NumberOfQueues, SetFeatures};
+pub use identify::{
+    Identify, IdentifyController, IdentifyNamespace, LbaFormat, NsDescriptor, NsidList,
+};
+pub use io::{BlockCommand, DatasetManagement, DsmRange};
+pub use log::GetLogPage;
 pub use nqn::{DISCOVERY_NQN, HostId, Nqn, NqnError};
 pub use opcode::Direction;
 pub use properties::{Cap, Cc, Csts, Property, Vs, property};

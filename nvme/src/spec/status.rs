@@ -248,7 +248,7 @@ mod tests {
         let status = Status::from_cqe(0b1110_0110_1110_0001);
         assert_eq!((status.sct(), status.sc(), status.crd()), (3, 0x70, 2));
         assert!(status.dnr() && status.more());
-        assert_eq!(status.to_cqe(), 0xF6E0);
+        assert_eq!(status.to_cqe(), 0xE6E0);
         assert_eq!(status.ok(), Err(status));
         assert_eq!(Status::SUCCESS.ok(), Ok(()));
     }
