@@ -20,7 +20,7 @@ use crate::perf::measure;
 use crate::perf::report::{SCHEMA, TransportKind, VERSION};
 use crate::perf::workload::Bytes;
 use crate::signals::Stop;
-use crate::stackup::{self, Job};
+use crate::stackup::{self, Job, Path};
 
 /// NVMe/TCP, and its discovery service (IANA).
 const PORT: u16 = 4420;
@@ -212,14 +212,14 @@ struct Serve<'a> {
 impl Job for Serve<'_> {
     type Out = ();
 
-    fn run<T: Transport>(self, transport: T) -> Result<()> {
+    fn run<T: Transport>(self, transport: T, path: Path) -> Result<()> {
         let config = TargetConfig { mqes: MQES, ..TargetConfig::default() };
         let mut target = Target::new(transport, config);
         target.add_subsystem(self.subsystem)?;
         for addr in &self.addrs {
             target.listen(Instant::monotonic(), *addr)?;
         }
-        let teller = Teller { args: self.args };
+        let teller = Teller { args: self.args, path };
         teller.ready(&self.addrs);
         serve(&mut target, self.args.lane.poll, &self.stop)?;
         teller.end(&target.stats());
@@ -250,6 +250,7 @@ fn serve<T: Transport>(target: &mut Target<T>, poll: PollMode, stop: &Stop) -> R
 /// Tells a person, or a script, what happens.
 struct Teller<'a> {
     args: &'a TargetArgs,
+    path: Path,
 }
 
 impl Teller<'_> {
@@ -312,6 +313,9 @@ impl Teller<'_> {
         what["version"] = VERSION.into();
         what["conditions"] = json!({
             "transport": self.args.lane.transport.name(),
+            "mtu": self.path.mtu,
+            "xdp_mode": self.path.xdp_mode,
+            "zerocopy": self.path.zero_copy,
             "kernel": measure::kernel(),
             "cpus": measure::cpus(),
         });
