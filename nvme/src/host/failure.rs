@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use moorline_stack::transport::Why;
 
-use crate::pdu::TermReq;
+use crate::pdu::fes::fes_name;
+use crate::pdu::{Fatal, TermReq};
 use crate::spec::Status;
 
 /// How far an association had come.
@@ -77,7 +78,7 @@ pub enum Cause {
     /// What was awaited did not come within its deadline.
     Timeout,
     /// The peer broke the protocol; it was told with a TermReq.
-    Protocol(TermReq),
+    Protocol(Fatal),
     /// The peer said with a TermReq that we did.
     Terminated(TermReq),
     /// Connect was refused.
@@ -102,9 +103,9 @@ impl Failure {
     pub fn is_retryable(&self) -> bool {
         match self.cause {
             Cause::ConnectRefused { status, .. } => {
-                !(dnr(status) || matches!(code(status), (1, 0x80 | 0x82 | 0x84 | 0x85 | 0x91)))
+                !(status.dnr() || matches!(codes(status), (1, 0x80 | 0x82 | 0x84 | 0x85 | 0x91)))
             }
-            Cause::Status(status) => !dnr(status),
+            Cause::Status(status) => !status.dnr(),
             Cause::Unsupported(_) => false,
             _ => true,
         }
@@ -126,23 +127,25 @@ impl fmt::Display for Failure {
             }
             Cause::Timeout => write!(f, ": no {} within {:.1?}", self.awaited, self.after),
             Cause::Protocol(fatal) => {
-                write!(f, ": the target broke the protocol (FES {})", fatal.fes)
+                write!(f, ": the target broke the protocol: {fatal}")
             }
             Cause::Terminated(term) => write!(
                 f,
-                ": the target ended the connection with FES {}, FEI {:#x}",
-                term.fes, term.fei
+                ": the target ended the connection with FES {} ({}), FEI {:#x}",
+                term.fes,
+                fes_name(term.fes),
+                term.fei
             ),
             Cause::ConnectRefused { status, dw0 } => {
                 write!(f, " refused: {}", connect_status(*status))?;
-                if code(*status) == (1, 0x82) {
+                if codes(*status) == (1, 0x82) {
                     let place = if dw0 & 1 << 16 != 0 { "data" } else { "command" };
                     write!(f, ", in {}", connect_field(*dw0))?;
                     write!(f, " ({place} byte {})", dw0 & 0xFFFF)?;
                 }
                 Ok(())
             }
-            Cause::Status(status) => write!(f, ": {} failed: {}", self.awaited, name(*status)),
+            Cause::Status(status) => write!(f, ": {} failed: {}", self.awaited, status),
             Cause::Unsupported(what) => write!(f, ": {what}"),
             Cause::ControllerFatal => write!(f, ": the controller reports a fatal status"),
         }
@@ -153,7 +156,7 @@ impl std::error::Error for Failure {}
 
 /// A Connect status; 80h and up mean other things after other commands.
 fn connect_status(status: Status) -> String {
-    let name = match code(status) {
+    let name = match codes(status) {
         (1, 0x80) => "incompatible record format",
         (1, 0x81) => "controller busy",
         (1, 0x82) => "invalid parameters",
@@ -162,7 +165,7 @@ fn connect_status(status: Status) -> String {
         (1, 0x85) => "invalid queue type",
         (1, 0x90) => "discover restart",
         (1, 0x91) => "authentication required, which is not supported yet",
-        _ => return name(status),
+        _ => return status.to_string(),
     };
     name.to_owned()
 }
@@ -183,14 +186,6 @@ fn connect_field(dw0: u32) -> &'static str {
     }
 }
 
-fn code(status: Status) -> (u8, u8) {
-    ((status.0 >> 8 & 7) as u8, status.0 as u8)
-}
-
-fn dnr(status: Status) -> bool {
-    status.0 & 1 << 14 != 0
-}
-
-fn name(status: Status) -> String {
-    format!("status SCT {} SC {:02X}h", code(status).0, code(status).1)
+fn codes(status: Status) -> (u8, u8) {
+    (status.sct(), status.sc())
 }

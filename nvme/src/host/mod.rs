@@ -4,11 +4,17 @@
 //! holds: every accepted I/O and admin command completes exactly once, every wait has a deadline,
 //! and no controller waits for another.
 
+mod bringup;
 mod config;
+mod controller;
 mod driver;
+mod emission;
 mod failure;
 mod info;
 mod io;
+mod qpair;
+mod table;
+mod work;
 
 pub use config::{CtrlConfig, DISCOVERY_NQN, HostIdentity, HostLimits, Timeouts};
 pub use driver::Host;

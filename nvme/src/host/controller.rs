@@ -1,0 +1,548 @@
+//! One controller as the host sees it: its qpairs, its states, its keep alive. Pure: the driver
+//! carries its actions out and feeds it what comes back.
+//!
+//! ```text
+//! New ─ Connecting ─ Enabling ─ Identifying ─ IoQueues ─ Namespaces ─ Live ─ Closing ─ Closed
+//!             any of them ─ a qpair ends, a deadline passes ─ Failed
+//! ```
+//!
+//! What always holds: every state has a deadline or waits for the caller; a failure of any qpair
+//! fails the controller, once; whatever was accepted has then ended.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use moorline_stack::Instant;
+use moorline_stack::time::earliest;
+
+use super::bringup::Step;
+use super::qpair::{ADMIN_IN_CAPSULE_MAX, End, Qpair, QpairConfig};
+use super::work::{Memory, Owner, Work, WorkDone};
+use super::{Cause, CtrlConfig, CtrlId, Failure, HostEvent, Info, Stage};
+use crate::spec::connect::CNTLID_DYNAMIC;
+use crate::spec::{Connect, ConnectData, ConnectResponse, Cqe, HostId, Nqn, Status};
+
+/// Entries of the admin queue: the least that the spec allows.
+const ADMIN_QUEUE_SIZE: u16 = 32;
+
+/// Asynchronous event requests that we keep posted, at most.
+const AERS_MAX: u8 = 4;
+
+/// Admin commands kept for keep alive.
+const ADMIN_RESERVE: usize = 1;
+
+/// Who we are and whom we want, checked.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    pub hostnqn: Nqn,
+    pub hostid: HostId,
+    pub subnqn: Nqn,
+}
+
+/// Where a controller stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// TCP, ICReq and Connect of the admin queue.
+    Connecting,
+    /// Admin commands, one at a time.
+    BringUp(Step),
+    /// TCP, ICReq and Connect of the I/O queues, all at once.
+    IoQueues,
+    /// It takes I/O.
+    Live,
+    /// Shutdown: outstanding I/O ends, until the deadline.
+    Draining { deadline: Instant },
+    /// Shutdown: the controller was told, and is asked whether it is done, until the deadline.
+    ShuttingDown { deadline: Instant },
+    /// Shut down; connections are closing.
+    Closing,
+    /// Over, as asked.
+    Closed,
+    /// Over.
+    Failed,
+}
+
+/// What the driver is to do.
+#[derive(Debug)]
+pub(super) enum Action {
+    /// Connect qpair `.0` over TCP.
+    Open(usize),
+    /// Close its connection after what is to be sent.
+    Close(usize),
+    /// Abort its connection.
+    Abort(usize),
+    /// Tell the caller.
+    Tell(HostEvent),
+    /// Give the caller's admin command back.
+    AdminDone(u64, WorkDone),
+}
+
+/// Keep alive (NVMe Base, "Keep Alive").
+#[derive(Clone, Copy, Debug, Default)]
+struct KeepAlive {
+    /// When to send the next, or to look whether there was traffic.
+    due: Option<Instant>,
+    /// One was sent and not answered.
+    outstanding: bool,
+    /// Completions when it was last looked at (TBKAS).
+    completions_seen: u64,
+}
+
+/// A controller.
+#[derive(Debug)]
+pub(super) struct Controller {
+    pub id: CtrlId,
+    pub config: CtrlConfig,
+    pub names: Names,
+    pub info: Info,
+    pub phase: Phase,
+    /// Since when `phase` (or its step) is what it is.
+    pub since: Instant,
+    started: Instant,
+    connect_deadline: Option<Instant>,
+    /// When to poll CSTS again, and the pause after that.
+    pub poll_due: Option<Instant>,
+    pub poll_pause: Duration,
+    /// The admin qpair, then the I/O qpairs.
+    pub qpairs: Vec<Qpair>,
+    /// Which of them have a connection.
+    open: Vec<bool>,
+    keep_alive: KeepAlive,
+    pub aers_wanted: u8,
+    aers_posted: u8,
+    /// Namespaces found and not read yet.
+    pub nsids: Vec<u32>,
+    actions: VecDeque<Action>,
+}
+
+impl Controller {
+    /// A controller that starts to connect now.
+    pub(super) fn new(now: Instant, id: CtrlId, config: CtrlConfig, names: Names) -> Self {
+        let kato = config.kato;
+        let mut this = Self {
+            id,
+            names,
+            info: Info { kato, ..Info::default() },
+            phase: Phase::Connecting,
+            since: now,
+            started: now,
+            connect_deadline: Some(now + config.timeouts.connect_total),
+            poll_due: None,
+            poll_pause: Duration::ZERO,
+            qpairs: Vec::new(),
+            open: Vec::new(),
+            keep_alive: KeepAlive::default(),
+            aers_wanted: 0,
+            aers_posted: 0,
+            nsids: Vec::new(),
+            actions: VecDeque::new(),
+            config,
+        };
+        this.add_qpair(now, ADMIN_QUEUE_SIZE, ADMIN_IN_CAPSULE_MAX);
+        this
+    }
+
+    /// Adds the next qpair and asks for its connection.
+    fn add_qpair(&mut self, now: Instant, queue_size: u16, in_capsule_max: u32) {
+        let config = &self.config;
+        let qid = self.qpairs.len() as u16;
+        let mut qpair = Qpair::new(QpairConfig {
+            queue_size,
+            hdgst: config.hdgst,
+            ddgst: config.ddgst,
+            hpda: config.hpda,
+            icresp_timeout: config.timeouts.icresp,
+            in_capsule_max,
+        });
+        let admin = qid == 0;
+        let kato_ms = u32::try_from(config.kato.as_millis()).unwrap_or(u32::MAX);
+        let connect = Connect {
+            recfmt: 0,
+            qid,
+            sqsize: queue_size - 1,
+            cattr: if config.sq_flow_control { 0 } else { Connect::CATTR_DISSQFC },
+            kato_ms: if admin { kato_ms } else { 0 },
+        };
+        let cntlid = if admin { CNTLID_DYNAMIC } else { self.info.cntlid };
+        let Names { hostnqn, hostid, subnqn } = &self.names;
+        let data = ConnectData::new(hostid, cntlid, subnqn, hostnqn);
+        qpair.start(now, Work::connect(&connect, &data, config.timeouts.connect));
+        self.qpairs.push(qpair);
+        self.open.push(true);
+        self.actions.push_back(Action::Open(usize::from(qid)));
+    }
+
+    /// Connects `count` I/O queues.
+    pub(super) fn connect_io_queues(&mut self, now: Instant, count: u16) {
+        self.enter(now, Phase::IoQueues);
+        let queue_size = self.info.commands_max + 1;
+        for _ in 0..count {
+            self.add_qpair(now, queue_size, self.info.in_capsule_max);
+        }
+    }
+
+    /// Enters a phase.
+    pub(super) fn enter(&mut self, now: Instant, phase: Phase) {
+        self.phase = phase;
+        self.since = now;
+    }
+
+    /// What the driver is to do next.
+    pub(super) fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Looks at what has changed in qpair `q`, and goes on from there. To be called after
+    /// anything was fed to it.
+    pub(super) fn settle(&mut self, now: Instant, q: usize) {
+        if let Some(end) = self.qpairs[q].take_end() {
+            self.qpair_ended(now, q, end);
+        }
+        if let Some(response) = self.qpairs[q].take_connect_response()
+            && !self.is_over()
+        {
+            self.queue_connected(now, q, &response);
+        }
+        if q == 0 {
+            while let Some(done) = self.qpairs[0].poll_done() {
+                self.admin_done(now, done);
+            }
+        } else if matches!(self.phase, Phase::Draining { .. }) {
+            self.drain(now);
+        }
+    }
+
+    fn queue_connected(&mut self, now: Instant, q: usize, response: &Cqe) {
+        let response = ConnectResponse::from_cqe(response);
+        if response.auth_required || response.secure_channel_required {
+            let what = "the target requires authentication, which is not supported yet";
+            return self.fail(now, q, Cause::Unsupported(what));
+        }
+        if q == 0 {
+            self.info.cntlid = response.cntlid;
+            self.start_keep_alive(now);
+            self.begin(now, Step::Cap);
+        } else if self.qpairs[1..].iter().all(Qpair::is_live) {
+            self.info.io_queues = self.qpairs.len() as u16 - 1;
+            self.begin(now, Step::NamespaceList);
+        }
+    }
+
+    /// The bring-up is complete.
+    pub(super) fn go_live(&mut self, now: Instant) {
+        self.connect_deadline = None;
+        self.enter(now, Phase::Live);
+        let event = HostEvent::Live { ctrl: self.id, after: now - self.started };
+        self.actions.push_back(Action::Tell(event));
+    }
+
+    fn admin_done(&mut self, now: Instant, done: WorkDone) {
+        match done.owner {
+            Owner::Connect | Owner::Io(_) => {}
+            Owner::Step => self.step_done(now, &done.cqe, done.memory),
+            Owner::KeepAlive => {
+                self.keep_alive.outstanding = false;
+                if !done.cqe.status().is_success() && !self.is_over() {
+                    self.fail(now, 0, Cause::Status(done.cqe.status()));
+                }
+            }
+            Owner::Aer => self.aer_done(&done.cqe),
+            Owner::Admin(tag) => self.actions.push_back(Action::AdminDone(tag, done)),
+        }
+    }
+
+    fn step_done(&mut self, now: Instant, cqe: &Cqe, memory: Memory) {
+        match self.phase {
+            Phase::BringUp(step) => self.advance(now, step, cqe, memory.into_vec()),
+            Phase::ShuttingDown { .. } => self.shutdown_advance(now, cqe),
+            Phase::Connecting
+            | Phase::IoQueues
+            | Phase::Live
+            | Phase::Draining { .. }
+            | Phase::Closing
+            | Phase::Closed
+            | Phase::Failed => {}
+        }
+    }
+
+    /// Submits a command of our own on the admin queue, where one at a time always finds room.
+    pub(super) fn submit_step(&mut self, now: Instant, work: Work) {
+        if self.qpairs[0].has_room(0) {
+            self.qpairs[0].submit(now, work);
+        } else {
+            let what = "the target returns no credit for the admin queue";
+            self.fail(now, 0, Cause::Unsupported(what));
+        }
+    }
+
+    /// Whether the caller's admin command finds room.
+    pub(super) fn has_admin_room(&self) -> bool {
+        self.phase == Phase::Live && self.qpairs[0].has_room(ADMIN_RESERVE + 1)
+    }
+
+    // Keep alive and events.
+
+    /// Keep alive starts right after Connect: the bring-up may take longer than KATO.
+    fn start_keep_alive(&mut self, now: Instant) {
+        self.keep_alive.due = self.keep_alive_pause().map(|pause| now + pause);
+    }
+
+    /// KATO was read back.
+    pub(super) fn kato_known(&mut self, now: Instant, kato: Duration) {
+        self.info.kato = kato;
+        let due = self.keep_alive_pause().map(|pause| now + pause);
+        self.keep_alive.due = earliest(self.keep_alive.due, due).filter(|_| due.is_some());
+    }
+
+    /// Sent every KATO/2; with traffic based keep alive, considered every KATO/4.
+    fn keep_alive_pause(&self) -> Option<Duration> {
+        let parts = if self.info.tbkas { 4 } else { 2 };
+        (self.info.kato > Duration::ZERO).then(|| self.info.kato / parts)
+    }
+
+    fn keep_alive_due(&mut self, now: Instant) {
+        self.keep_alive.due = self.keep_alive_pause().map(|pause| now + pause);
+        let completions = self.qpairs.iter().map(Qpair::completions).sum();
+        let traffic = completions != self.keep_alive.completions_seen;
+        self.keep_alive.completions_seen = completions;
+        if self.keep_alive.outstanding || self.info.tbkas && traffic {
+            return;
+        }
+        if self.qpairs[0].has_room(0) {
+            self.keep_alive.outstanding = true;
+            self.qpairs[0].submit(now, Work::keep_alive(self.info.kato));
+        }
+    }
+
+    /// Posts event requests up to what is wanted.
+    pub(super) fn post_aers(&mut self, now: Instant) {
+        while self.aers_posted < self.aers_wanted.min(AERS_MAX)
+            && self.qpairs[0].has_room(ADMIN_RESERVE)
+        {
+            self.aers_posted += 1;
+            self.qpairs[0].submit(now, Work::aer());
+        }
+    }
+
+    /// The next request is posted when the caller has taken the event: no event is lost, and
+    /// none piles up.
+    fn aer_done(&mut self, cqe: &Cqe) {
+        self.aers_posted -= 1;
+        if !cqe.status().is_success() {
+            self.aers_wanted = self.aers_wanted.min(self.aers_posted);
+            return;
+        }
+        let dw0 = cqe.dw0.get();
+        let (kind, info, lid) = (dw0 as u8 & 7, (dw0 >> 8) as u8, (dw0 >> 16) as u8);
+        self.actions.push_back(Action::Tell(HostEvent::Aen { ctrl: self.id, kind, info, lid }));
+    }
+
+    // Deadlines.
+
+    /// The next deadline.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        if self.is_over() {
+            return None;
+        }
+        let of_phase = match self.phase {
+            Phase::Draining { deadline } | Phase::ShuttingDown { deadline } => Some(deadline),
+            _ => self.connect_deadline,
+        };
+        let own = earliest(earliest(of_phase, self.poll_due), self.keep_alive.due);
+        self.qpairs.iter().map(Qpair::poll_timeout).fold(own, earliest)
+    }
+
+    /// Honours what is due; early or repeated calls do nothing.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        if self.is_over() {
+            return;
+        }
+        for q in 0..self.qpairs.len() {
+            if due(self.qpairs[q].poll_timeout()) {
+                self.qpairs[q].handle_timeout(now);
+                self.settle(now, q);
+            }
+        }
+        if due(self.connect_deadline) {
+            self.connect_too_long(now);
+        }
+        match self.phase {
+            Phase::Draining { deadline } if deadline <= now => self.drain(now),
+            Phase::ShuttingDown { deadline } if deadline <= now => self.close(false),
+            _ => {}
+        }
+        if self.is_over() {
+            return;
+        }
+        if due(self.poll_due) {
+            self.poll_due = None;
+            self.poll_csts(now);
+        }
+        if due(self.keep_alive.due) {
+            self.keep_alive_due(now);
+        }
+    }
+
+    fn connect_too_long(&mut self, now: Instant) {
+        let waiting = self.qpairs.iter().position(|qpair| !qpair.is_live()).unwrap_or(0);
+        let (stage, awaited) = self.awaiting(waiting);
+        let after = now - self.started;
+        self.fail_with(Failure {
+            addr: self.config.addr,
+            qid: waiting as u16,
+            stage,
+            awaited,
+            after,
+            cause: Cause::Timeout,
+        });
+    }
+
+    /// The stage, and what is awaited in it, as far as qpair `q` is concerned.
+    fn awaiting(&self, q: usize) -> (Stage, &'static str) {
+        match self.phase {
+            Phase::Connecting | Phase::IoQueues => {
+                let qpair = &self.qpairs[q];
+                let stage = qpair.stage().unwrap_or(Stage::IoQueues);
+                (stage, qpair.awaited().unwrap_or("the other queues"))
+            }
+            Phase::BringUp(step) => (step.stage(), step.awaited()),
+            Phase::Live | Phase::Closed | Phase::Failed => (Stage::Live, "commands"),
+            Phase::Draining { .. } => (Stage::Shutdown, "outstanding I/O"),
+            Phase::ShuttingDown { .. } => (Stage::Shutdown, "CSTS.SHST"),
+            Phase::Closing => (Stage::Shutdown, "connections to close"),
+        }
+    }
+
+    // Ends.
+
+    /// Whether nothing more will happen.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Closing | Phase::Closed | Phase::Failed)
+    }
+
+    /// The connection of qpair `q` is gone.
+    pub(super) fn connection_closed(&mut self, now: Instant, q: usize, cause: Cause) {
+        self.open[q] = false;
+        self.qpairs[q].lost(now, cause);
+        if self.is_over() {
+            self.qpairs[q].abandon(Status::ABORTED_BY_HOST);
+        }
+        self.settle(now, q);
+        self.closed_when_gone();
+    }
+
+    fn closed_when_gone(&mut self) {
+        if self.phase == Phase::Closing && !self.has_connections() {
+            self.phase = Phase::Closed;
+            self.actions.push_back(Action::Tell(HostEvent::Closed { ctrl: self.id }));
+        }
+    }
+
+    /// The peer will send no more on qpair `q`.
+    pub(super) fn peer_closed(&mut self, now: Instant, q: usize) {
+        self.qpairs[q].lost(now, Cause::PeerClosed);
+        self.settle(now, q);
+    }
+
+    /// Whether a connection of it is left.
+    pub(super) fn has_connections(&self) -> bool {
+        self.open.contains(&true)
+    }
+
+    fn qpair_ended(&mut self, now: Instant, q: usize, end: End) {
+        let expected = match self.phase {
+            Phase::Draining { .. } | Phase::ShuttingDown { .. } => q > 0,
+            _ => self.is_over(),
+        };
+        if expected {
+            self.qpairs[q].abandon(Status::HOST_PATHING_ERROR);
+            return;
+        }
+        let (stage, awaited) = self.awaiting(q);
+        self.fail_with(Failure {
+            addr: self.config.addr,
+            qid: q as u16,
+            stage: end.stage.unwrap_or(stage),
+            awaited: end.awaited.unwrap_or(awaited),
+            after: end.after.unwrap_or(now - self.since),
+            cause: end.cause,
+        });
+    }
+
+    /// Fails the controller for something seen on qpair `q`.
+    pub(super) fn fail(&mut self, now: Instant, q: usize, cause: Cause) {
+        let (stage, awaited) = self.awaiting(q);
+        let (addr, after) = (self.config.addr, now - self.since);
+        self.fail_with(Failure { addr, qid: q as u16, stage, awaited, after, cause });
+    }
+
+    fn fail_with(&mut self, failure: Failure) {
+        if self.is_over() {
+            return;
+        }
+        self.phase = Phase::Failed;
+        self.close_all(Status::HOST_PATHING_ERROR, true);
+        self.actions.push_back(Action::Tell(HostEvent::Failed { ctrl: self.id, failure }));
+    }
+
+    /// Ends all that was accepted and closes all connections; at once, save where a TermReq is
+    /// still to be said.
+    fn close_all(&mut self, status: Status, at_once: bool) {
+        for q in 0..self.qpairs.len() {
+            self.qpairs[q].abandon(status);
+            if !self.open[q] {
+                continue;
+            }
+            let abort = at_once && !self.qpairs[q].has_control();
+            self.actions.push_back(if abort { Action::Abort(q) } else { Action::Close(q) });
+        }
+        self.keep_alive.due = None;
+        self.poll_due = None;
+        self.connect_deadline = None;
+        while let Some(done) = self.qpairs[0].poll_done() {
+            if let Owner::Admin(tag) = done.owner {
+                self.actions.push_back(Action::AdminDone(tag, done));
+            }
+        }
+    }
+
+    /// The caller wants it shut down.
+    pub(super) fn disconnect(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Live => {
+                let deadline = now + self.config.timeouts.shutdown;
+                self.enter(now, Phase::Draining { deadline });
+                self.drain(now);
+            }
+            Phase::Connecting | Phase::BringUp(_) | Phase::IoQueues => self.close(true),
+            Phase::Draining { .. }
+            | Phase::ShuttingDown { .. }
+            | Phase::Closing
+            | Phase::Closed
+            | Phase::Failed => {}
+        }
+    }
+
+    /// Goes on with the shutdown once no I/O is outstanding, or when that takes too long.
+    fn drain(&mut self, now: Instant) {
+        let Phase::Draining { deadline } = self.phase else { return };
+        if now < deadline && !self.qpairs[1..].iter().all(Qpair::is_idle) {
+            return;
+        }
+        for q in 1..self.qpairs.len() {
+            self.qpairs[q].abandon(Status::ABORTED_BY_HOST);
+            self.actions.push_back(Action::Close(q));
+        }
+        let deadline = now + self.config.timeouts.shutdown;
+        self.enter(now, Phase::ShuttingDown { deadline });
+        self.begin_shutdown(now);
+    }
+
+    /// The shutdown is complete, or took too long: connections close.
+    pub(super) fn close(&mut self, at_once: bool) {
+        self.phase = Phase::Closing;
+        self.close_all(Status::ABORTED_BY_HOST, at_once);
+        self.closed_when_gone();
+    }
+}

@@ -1,0 +1,239 @@
+//! A unit of work for a qpair: a command's template, the memory its data are in, and how it may
+//! be cut. Also the commands that the host makes itself.
+
+use std::time::Duration;
+
+use moorline_stack::Instant;
+use moorline_stack::mem::IoBuf;
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::U32;
+
+use super::AdminCommand;
+use crate::spec::opcode::{admin, io as opcode};
+use crate::spec::{Connect, ConnectData, Cqe, Sqe};
+
+/// Most blocks of one command: NLB has 16 bits, 0's based.
+const BLOCKS_PER_COMMAND_MAX: u32 = 1 << 16;
+
+/// Whose work it is: who is told when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// The qpair's own Connect.
+    Connect,
+    /// The controller's bring-up or shutdown.
+    Step,
+    /// The controller's keep alive.
+    KeepAlive,
+    /// An asynchronous event request.
+    Aer,
+    /// A caller's I/O, by its tag.
+    Io(u64),
+    /// A caller's admin command, by its tag.
+    Admin(u64),
+}
+
+/// Where data come from or go to.
+#[derive(Debug, Default)]
+pub(super) enum Memory {
+    /// No data.
+    #[default]
+    None,
+    /// A caller's buffer.
+    Io(IoBuf),
+    /// The data of an admin command.
+    Heap(Vec<u8>),
+}
+
+impl Memory {
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::None => &[],
+            Self::Io(buf) => buf,
+            Self::Heap(bytes) => bytes,
+        }
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::None => &mut [],
+            Self::Io(buf) => buf,
+            Self::Heap(bytes) => bytes,
+        }
+    }
+
+    pub(super) fn into_io_buf(self) -> Option<IoBuf> {
+        match self {
+            Self::Io(buf) => Some(buf),
+            Self::None | Self::Heap(_) => None,
+        }
+    }
+
+    pub(super) fn into_vec(self) -> Vec<u8> {
+        match self {
+            Self::Heap(bytes) => bytes,
+            Self::None | Self::Io(_) => Vec::new(),
+        }
+    }
+}
+
+/// What a qpair is asked to do: one or several commands, cut from one range.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub owner: Owner,
+    /// The command, without CID, SGL and (where `ranged`) LBA and NLB.
+    pub sqe: Sqe,
+    /// CDW10-12 name a range of blocks, from `lba`.
+    pub ranged: bool,
+    pub lba: u64,
+    /// Units to do, and most of one command: blocks where `ranged`, else 1 of 1.
+    pub units: u32,
+    pub units_max: u32,
+    /// Bytes of data of one unit; 0 without data.
+    pub unit_bytes: u32,
+    pub memory: Memory,
+    /// Where in the memory the data start.
+    pub offset: usize,
+    /// The data of Dataset Management, which are not the caller's.
+    pub range: Option<[u8; 16]>,
+    /// How long each command may take; `None`: for ever.
+    pub timeout: Option<Duration>,
+}
+
+/// A piece of work that ended.
+#[derive(Debug)]
+pub(super) struct WorkDone {
+    pub owner: Owner,
+    /// The first completion that failed, or the last one.
+    pub cqe: Cqe,
+    pub memory: Memory,
+    pub submitted: Instant,
+}
+
+impl Work {
+    /// A command that is not cut; `memory` is all data.
+    fn single(owner: Owner, sqe: Sqe, memory: Memory, timeout: Option<Duration>) -> Self {
+        let unit_bytes = memory.bytes().len() as u32;
+        Self {
+            owner,
+            sqe,
+            ranged: false,
+            lba: 0,
+            units: 1,
+            units_max: 1,
+            unit_bytes,
+            memory,
+            offset: 0,
+            range: None,
+            timeout,
+        }
+    }
+
+    /// An admin command, of a caller or of the bring-up.
+    pub(super) fn admin(owner: Owner, command: AdminCommand, timeout: Option<Duration>) -> Self {
+        let cdw = command.cdw.map(U32::new);
+        let sqe = Sqe {
+            cdw10: cdw[0],
+            cdw11: cdw[1],
+            cdw12: cdw[2],
+            cdw13: cdw[3],
+            cdw14: cdw[4],
+            cdw15: cdw[5],
+            ..Sqe::new(command.opcode, command.nsid)
+        };
+        Self::single(owner, sqe, Memory::Heap(command.data), timeout)
+    }
+
+    /// Fabrics Connect.
+    pub(super) fn connect(connect: &Connect, data: &ConnectData, timeout: Duration) -> Self {
+        let data = Memory::Heap(data.as_bytes().to_vec());
+        Self::single(Owner::Connect, connect.to_sqe(), data, Some(timeout))
+    }
+
+    /// A command of the bring-up without data: Property Get or Set.
+    pub(super) fn step(sqe: Sqe, timeout: Duration) -> Self {
+        Self::single(Owner::Step, sqe, Memory::None, Some(timeout))
+    }
+
+    /// Set Features, of a feature whose value is in CDW11.
+    pub(super) fn set_feature(fid: u8, value: u32, timeout: Duration) -> Self {
+        let cdw = [u32::from(fid), value, 0, 0, 0, 0];
+        let command = AdminCommand { opcode: admin::SET_FEATURES, cdw, ..Default::default() };
+        Self::admin(Owner::Step, command, Some(timeout))
+    }
+
+    /// Keep Alive; its answer is due within KATO.
+    pub(super) fn keep_alive(kato: Duration) -> Self {
+        let command = AdminCommand { opcode: admin::KEEP_ALIVE, ..Default::default() };
+        Self::admin(Owner::KeepAlive, command, Some(kato))
+    }
+
+    /// Asynchronous Event Request; waits for ever.
+    pub(super) fn aer() -> Self {
+        let command = AdminCommand { opcode: admin::ASYNC_EVENT_REQUEST, ..Default::default() };
+        Self::admin(Owner::Aer, command, None)
+    }
+
+    /// An I/O on a namespace of `block_size`, cut to commands of at most `transfer_max` bytes.
+    pub(super) fn io(io: super::Io, block_size: u32, transfer_max: u32, timeout: Duration) -> Self {
+        let (opc, data, fua) = match io.op {
+            super::IoOp::Read => (opcode::READ, true, false),
+            super::IoOp::Write { fua } => (opcode::WRITE, true, fua),
+            super::IoOp::Flush => (opcode::FLUSH, false, false),
+            super::IoOp::WriteZeroes => (opcode::WRITE_ZEROES, false, false),
+            super::IoOp::Deallocate => (opcode::DATASET_MANAGEMENT, false, false),
+        };
+        let deallocate = io.op == super::IoOp::Deallocate;
+        let ranged = data || io.op == super::IoOp::WriteZeroes;
+        let mut sqe = Sqe::new(opc, io.nsid);
+        sqe.cdw12.set(u32::from(fua) << 30);
+        if deallocate {
+            sqe.cdw11.set(1 << 2); // AD; NR 0 is one range
+        }
+        let by_bytes = if data { (transfer_max / block_size).max(1) } else { u32::MAX };
+        Self {
+            owner: Owner::Io(io.tag),
+            sqe,
+            ranged,
+            lba: io.lba,
+            units: if ranged { io.blocks } else { 1 },
+            units_max: by_bytes.min(BLOCKS_PER_COMMAND_MAX),
+            unit_bytes: match (data, deallocate) {
+                (true, _) => block_size,
+                (false, true) => 16,
+                (false, false) => 0,
+            },
+            memory: io.buf.map_or(Memory::None, Memory::Io),
+            offset: io.buf_offset,
+            range: deallocate.then(|| deallocate_range(io.lba, io.blocks)),
+            timeout: Some(timeout),
+        }
+    }
+
+    /// The command for `units` units, `done` units after the first: LBA, NLB, CID and SGL set.
+    pub(super) fn command(&self, cid: u16, done: u32, units: u32, in_capsule: bool) -> Sqe {
+        let mut sqe = self.sqe;
+        sqe.cid.set(cid);
+        if self.ranged {
+            sqe.set_cdw10_11(self.lba + u64::from(done));
+            sqe.cdw12.set(sqe.cdw12.get() | (units - 1));
+        }
+        let len = units * self.unit_bytes;
+        if in_capsule { sqe.with_in_capsule(len) } else { sqe.with_transport(len) }
+    }
+
+    /// The data to send, from `at`.
+    pub(super) fn source(&self) -> &[u8] {
+        match &self.range {
+            Some(range) => range,
+            None => &self.memory.bytes()[self.offset..],
+        }
+    }
+}
+
+/// Dataset Management's one range: attributes, length in blocks, first block.
+fn deallocate_range(lba: u64, blocks: u32) -> [u8; 16] {
+    let mut range = [0; 16];
+    range[4..8].copy_from_slice(&blocks.to_le_bytes());
+    range[8..].copy_from_slice(&lba.to_le_bytes());
+    range
+}
