@@ -1,4 +1,5 @@
 //! Attaching: refused where another program is, and gone with its process.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

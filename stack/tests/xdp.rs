@@ -1,6 +1,10 @@
 //! The AF_XDP link over a real veth pair, in namespaces of its own.
+#![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -9,6 +13,7 @@ use moorline_rig::{End, Rig, RigSpec};
 use moorline_stack::lane::{self, LaneOptions};
 use moorline_stack::link::xdp::XdpLink;
 use moorline_stack::{Instant, Link};
+use moorline_xsk::{Options, Socket};
 
 const BUDGET: usize = 64;
 const HEADERS: usize = 14 + 20; // Ethernet and IPv4
@@ -163,4 +168,225 @@ fn frames_of_all_sizes_come_back_intact_mtu_9000_skb() {
 #[test]
 fn frames_of_all_sizes_come_back_intact_mtu_9000_native() {
     echo(9000, Mode::Native);
+}
+
+#[test]
+fn a_flood_within_the_rings_loses_nothing() {
+    const FRAMES: u64 = 100_000;
+    const WINDOW: u64 = 200; // veth's own ring has 256 entries
+    for mode in [Mode::Skb, Mode::Native] {
+        let Some(rig) = rig(RigSpec::unique("ml-xsk")) else { return };
+        let (mut host, mut target) = (open(rig.host(), mode), open(rig.target(), mode));
+        let (ours, theirs) = (host.mac(), target.mac());
+        let received = AtomicU64::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut next, start) = (0, Instant::monotonic());
+                while next < FRAMES {
+                    let now = Instant::monotonic();
+                    assert!(now - start < LIMIT, "{next} of {FRAMES} arrived");
+                    let n = target.receive(now, BUDGET, &mut |frame, _| {
+                        assert_eq!(check_payload(&frame[HEADERS..]), next);
+                        next += 1;
+                    });
+                    target.flush(now).unwrap();
+                    received.store(next, Ordering::Release);
+                    if n == 0 {
+                        thread::yield_now();
+                    }
+                }
+            });
+            let (mut sent, start) = (0, Instant::monotonic());
+            while sent < FRAMES {
+                let now = Instant::monotonic();
+                assert!(now - start < LIMIT, "{sent} of {FRAMES} sent");
+                host.receive(now, BUDGET, &mut |_, _| {});
+                let until = FRAMES.min(received.load(Ordering::Acquire) + WINDOW);
+                while sent < until && host.tx().room() > 0 {
+                    host.tx().transmit(100, |frame| {
+                        write_frame(frame, sent, theirs, ours, [rig.host(), rig.target()]);
+                    });
+                    sent += 1;
+                }
+                host.flush(now).unwrap();
+                thread::yield_now();
+            }
+        });
+        assert_eq!(target.stats().rx_frames, FRAMES);
+        assert_eq!(target.stats().rx_dropped, 0);
+        // Fewer wakeups than frames: bursts go together.
+        assert!(host.stats().syscalls < FRAMES, "{:?}", host.stats());
+        assert!(host.is_whole() && target.is_whole());
+    }
+}
+
+#[test]
+fn more_frames_than_slots_are_refused_by_room_and_all_come_back() {
+    let Some(rig) = rig(RigSpec::unique("ml-xsk").mtu(9000)) else { return };
+    let mut host = open(rig.host(), Mode::Skb); // nobody listens on the other side
+    let slots = host.tx().room();
+    let (mac, peer) = (host.mac(), [2; 6]);
+    for _ in 0..slots {
+        host.tx().transmit(9014, |frame| {
+            write_frame(frame, 1, peer, mac, [rig.host(), rig.target()]);
+        });
+    }
+    assert_eq!((host.tx().room(), host.tx().in_flight()), (0, slots));
+    assert!(host.is_whole());
+    let start = Instant::monotonic();
+    while host.tx().room() < slots {
+        let now = Instant::monotonic();
+        assert!(now - start < LIMIT);
+        host.receive(now, BUDGET, &mut |_, _| {});
+        host.flush(now).unwrap();
+    }
+    assert_eq!((host.tx().in_flight(), host.ring_stats().invalid_descs), (0, 0));
+    assert!(host.is_whole());
+}
+
+#[test]
+fn a_busy_queue_is_retried_until_the_deadline() {
+    let Some(rig) = rig(RigSpec::unique("ml-xsk")) else { return };
+    let end = rig.host();
+    let deadline = |ms| Options { bind_deadline: Duration::from_millis(ms), ..Options::default() };
+    let try_open = |ms| end.run(|| Socket::open(end.dev(), &deadline(ms))).unwrap();
+    let first = try_open(1000).unwrap();
+    let error = try_open(30).unwrap_err();
+    assert!(matches!(error, moorline_xsk::Error::Busy { queue: 0, .. }), "{error}");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(100));
+            drop(first);
+        });
+        let second = try_open(10_000).unwrap();
+        assert!(second.report().bind_retries > 0);
+    });
+}
+
+#[test]
+fn a_lane_can_be_opened_again_at_once_and_leaves_no_program() {
+    let Some(rig) = rig(RigSpec::unique("ml-xsk")) else { return };
+    for i in 0..10 {
+        let mode = if i % 2 == 0 { Mode::Skb } else { Mode::Native };
+        let link = open(rig.host(), mode);
+        assert!(has_xdp(rig.host()));
+        drop(link);
+        assert!(!has_xdp(rig.host()));
+    }
+}
+
+#[test]
+fn a_lane_killed_leaves_nothing_behind() {
+    const CHILD: &str = "MOORLINE_TEST_LANE_IN";
+    if let Ok(netns) = std::env::var(CHILD) {
+        moorline_rig::enter(&netns).unwrap();
+        let _link = lane::open(&LaneOptions::new("h0", &[])).unwrap();
+        println!("\nopen");
+        thread::sleep(Duration::from_secs(60)); // killed long before
+        return;
+    }
+    let Some(rig) = rig(RigSpec::unique("ml-xsk")) else { return };
+    for _ in 0..3 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_lane_killed_leaves_nothing_behind", "--nocapture"])
+            .env(CHILD, rig.host().netns())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line == "open"), "the child failed");
+        assert!(has_xdp(rig.host()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!has_xdp(rig.host()));
+        drop(open(rig.host(), Mode::Auto)); // the queue may be busy for a while: it is retried
+    }
+}
+
+#[test]
+fn an_interface_that_goes_away_is_an_error_not_a_silence() {
+    let Some(rig) = rig(RigSpec::unique("ml-xsk")) else { return };
+    let mut host = open(rig.host(), Mode::Auto);
+    host.flush(Instant::monotonic()).unwrap();
+    let mut delete = rig.host().command("ip");
+    assert!(delete.args(["link", "del", rig.host().dev()]).status().unwrap().success());
+    let later = Instant::monotonic() + Duration::from_secs(2); // the next check is due
+    let error = host.flush(later).unwrap_err().to_string();
+    assert!(error.contains("h0") && error.contains("gone"), "{error}");
+    let (mac, ends) = (host.mac(), [rig.host(), rig.target()]);
+    host.tx().transmit(100, |frame| write_frame(frame, 1, mac, mac, ends));
+    assert!(host.flush(later).is_err());
+}
+
+#[test]
+fn an_interface_that_is_down_is_named() {
+    let Some(rig) = rig(RigSpec::unique("ml-xsk")) else { return };
+    let end = rig.host();
+    let mut down = end.command("ip");
+    assert!(down.args(["link", "set", "dev", end.dev(), "down"]).status().unwrap().success());
+    let error = end.run(|| lane::open(&options(end, Mode::Auto)).unwrap_err()).unwrap();
+    assert!(error.to_string().contains("ip link set dev h0 up"), "{error}");
+}
+
+#[test]
+fn a_queue_that_does_not_exist_is_an_error_that_says_so() {
+    let Some(rig) = rig(RigSpec::unique("ml-xsk")) else { return };
+    let mut options = options(rig.host(), Mode::Auto);
+    options.socket.queue = 7;
+    let error = rig.host().run(|| lane::open(&options).unwrap_err()).unwrap();
+    assert!(error.to_string().contains("queue 7"), "{error}");
+    assert!(!has_xdp(rig.host()));
+}
+
+#[test]
+fn zero_copy_on_veth_is_refused_and_copy_mode_is_reported() {
+    let Some(rig) = rig(RigSpec::unique("ml-xsk")) else { return };
+    let mut options = options(rig.host(), Mode::Native);
+    options.socket.zero_copy = true;
+    let error = rig.host().run(|| lane::open(&options).unwrap_err()).unwrap();
+    assert!(error.to_string().contains("zero copy"), "{error}");
+    let link = open(rig.host(), Mode::Native);
+    assert!(!link.report().zero_copy);
+    assert_eq!(link.report().tx_budget, 1024);
+    assert!(link.report().send_buffer >= 4 << 20);
+}
+
+#[test]
+fn a_wait_ends_with_a_frame_another_descriptor_or_its_deadline() {
+    let Some(rig) = rig(RigSpec::unique("ml-xsk")) else { return };
+    let (mut host, mut target) = (open(rig.host(), Mode::Skb), open(rig.target(), Mode::Skb));
+    let soon = Instant::monotonic() + Duration::from_millis(5);
+    host.wait(Some(soon), &[]).unwrap();
+    assert!(Instant::monotonic() >= soon);
+    let (mac, peer, ends) = (target.mac(), host.mac(), [rig.target(), rig.host()]);
+    target.tx().transmit(100, |frame| write_frame(frame, 1, peer, mac, ends));
+    target.flush(Instant::monotonic()).unwrap();
+    let mut received = 0;
+    while received == 0 {
+        host.wait(None, &[]).unwrap();
+        received += host.receive(Instant::monotonic(), BUDGET, &mut |_, _| {});
+    }
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(b"x").unwrap();
+    host.wait(None, &[reader.as_fd()]).unwrap();
+}
+
+#[test]
+fn the_kernel_keeps_what_is_not_ours() {
+    let Some(rig) = rig(RigSpec::unique("ml-xsk")) else { return };
+    let (mut host, _target) = (open(rig.host(), Mode::Auto), open(rig.target(), Mode::Auto));
+    let to = rig.target().kernel_addr(false);
+    let listener = rig.target().run(|| std::net::TcpListener::bind((to, 0)).unwrap()).unwrap();
+    rig.host().offloads(false).unwrap();
+    rig.target().offloads(false).unwrap();
+    let addr = listener.local_addr().unwrap();
+    rig.host().run(|| std::net::TcpStream::connect_timeout(&addr, LIMIT).unwrap()).unwrap();
+    assert_eq!(host.receive(Instant::monotonic(), BUDGET, &mut |_, _| {}), 0);
+    assert!(host.steering_counters().unwrap().pass_other > 0);
+}
+
+fn has_xdp(end: &End) -> bool {
+    let show = end.command("ip").args(["-d", "link", "show", "dev", end.dev()]).output().unwrap();
+    assert!(show.status.success());
+    String::from_utf8_lossy(&show.stdout).contains("prog/xdp")
 }
