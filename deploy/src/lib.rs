@@ -9,4 +9,3 @@ pub mod perf;
 pub mod session;
 pub mod signals;
 pub mod stackup;
-pub mod target_process;

@@ -2,10 +2,12 @@
 //! sockets, and runs a [`Job`] on them, which is generic so that nothing on the I/O path is
 //! dynamic.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use moorline_stack::Transport;
+use moorline_stack::lane::{LaneOptions, Mode};
+use moorline_stack::link::xdp::XdpLink;
 
-use crate::cli::LaneArgs;
+use crate::cli::{LaneArgs, XdpMode};
 use crate::perf::report::TransportKind;
 
 /// Something to do with a transport, whichever it is.
@@ -47,12 +49,29 @@ pub fn run<J: Job>(lane: &LaneArgs, job: J) -> Result<J::Out> {
 }
 
 fn on_xdp<J: Job>(lane: &LaneArgs, _job: J) -> Result<J::Out> {
-    let _dev = lane
-        .dev
-        .as_deref()
-        .context("AF_XDP needs --dev IFNAME and --addr IP/PREFIX, or use --transport kernel")?;
+    let _link = open_lane(lane)?;
+    bail!("TCP over AF_XDP is not part of this build yet")
+}
+
+/// Opens the lane that `lane` describes.
+fn open_lane(lane: &LaneArgs) -> Result<XdpLink> {
+    let Some(dev) = &lane.dev else {
+        bail!("AF_XDP needs --dev IFNAME and --addr IP/PREFIX; or use --transport kernel");
+    };
     ensure!(!lane.addr.is_empty(), "our own stack needs an address of its own: --addr IP/PREFIX");
-    bail!("AF_XDP is not part of this build yet")
+    if let Err(why) = moorline_rig::has_capabilities(&["CAP_NET_ADMIN", "CAP_NET_RAW"]) {
+        bail!("AF_XDP needs {why}: run as root (sudo); --transport kernel needs no privileges");
+    }
+    let addrs: Vec<_> = lane.addr.iter().map(|cidr| cidr.addr).collect();
+    let mut options = LaneOptions::new(dev, &addrs);
+    options.mode = match lane.xdp_mode {
+        XdpMode::Auto => Mode::Auto,
+        XdpMode::Skb => Mode::Skb,
+        XdpMode::Native => Mode::Native,
+    };
+    options.vlan = lane.vlan;
+    options.socket.queue = lane.queue;
+    Ok(moorline_stack::lane::open(&options)?)
 }
 
 fn on_kernel<J: Job>(_lane: &LaneArgs, _job: J) -> Result<J::Out> {

@@ -7,7 +7,8 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
-use moorline_bpf::{Mode, Steering, SteeringConfig, netdev};
+pub use moorline_bpf::Mode;
+use moorline_bpf::{Steering, SteeringConfig, netdev};
 use moorline_xsk::{Options, Socket};
 
 use crate::link::xdp::XdpLink;

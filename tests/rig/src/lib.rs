@@ -20,7 +20,7 @@ mod run;
 
 pub use end::{End, enter};
 pub use record::{Owner, Status};
-pub use run::possible;
+pub use run::{CAPABILITIES, has_capabilities, possible};
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -310,6 +310,41 @@ mod tests {
         assert!(Rig::down_named(&name).unwrap());
         assert!(!netns_exists(&format!("{name}-host")));
         assert!(!Rig::down_named(&name).unwrap());
+    }
+
+    #[test]
+    #[ignore = "the next test runs it, and kills it"]
+    fn hold_a_rig() {
+        let name = std::env::var("ML_RIG_HOLD").unwrap();
+        let _rig = Rig::up(RigSpec::named(&name)).unwrap();
+        println!("up");
+        std::thread::sleep(std::time::Duration::from_secs(60));
+    }
+
+    #[test]
+    fn the_rig_of_a_killed_process_is_removed_by_the_next_start() {
+        use std::io::{BufRead, BufReader};
+        use std::process::{Command, Stdio};
+        if !rights() {
+            return;
+        }
+        let name = RigSpec::unique("ml-rig-killed").name;
+        let mut holder = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tests::hold_a_rig", "--ignored", "--nocapture"])
+            .env("ML_RIG_HOLD", &name)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(holder.stdout.take().unwrap()).lines();
+        assert!(said.any(|line| line.unwrap().ends_with("up")));
+        Rig::sweep().unwrap();
+        assert!(netns_exists(&format!("{name}-host")), "its owner lives");
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert!(netns_exists(&format!("{name}-host")), "nobody has looked yet");
+        let _next = Rig::up(RigSpec::unique("ml-rig")).unwrap();
+        assert!(!netns_exists(&format!("{name}-host")));
+        assert!(!netns_exists(&format!("{name}-target")));
     }
 
     #[test]

@@ -4,26 +4,41 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Capability bits, as in `linux/capability.h`.
-const CAP_NET_ADMIN: u32 = 12;
-const CAP_SYS_ADMIN: u32 = 21;
+/// Capabilities that moorline asks for, and their bits (`linux/capability.h`).
+pub const CAPABILITIES: [(&str, u32); 5] = [
+    ("CAP_NET_ADMIN", 12),
+    ("CAP_NET_RAW", 13),
+    ("CAP_IPC_LOCK", 14),
+    ("CAP_SYS_ADMIN", 21),
+    ("CAP_BPF", 39),
+];
+
+/// Whether this process has all of `names`, from [`CAPABILITIES`].
+///
+/// # Errors
+/// Those that it lacks, as text.
+pub fn has_capabilities(names: &[&str]) -> Result<(), String> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    let lacks: Vec<_> = CAPABILITIES
+        .iter()
+        .filter(|(name, bit)| names.contains(name) && effective & (1 << bit) == 0)
+        .map(|(name, _)| *name)
+        .collect();
+    if lacks.is_empty() { Ok(()) } else { Err(lacks.join(", ")) }
+}
 
 /// Whether rigs can be made here.
 ///
 /// # Errors
 /// What is missing, and what to do about it.
 pub fn possible() -> Result<(), String> {
-    let status = std::fs::read_to_string("/proc/self/status").map_err(|e| format!("/proc: {e}"))?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
-    for (bit, name) in [(CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_SYS_ADMIN, "CAP_SYS_ADMIN")] {
-        if effective & (1 << bit) == 0 {
-            return Err(format!("network namespaces need {name}: run as root (sudo)"));
-        }
-    }
+    has_capabilities(&["CAP_NET_ADMIN", "CAP_SYS_ADMIN"])
+        .map_err(|lacks| format!("network namespaces need {lacks}: run as root (sudo)"))?;
     let found = Command::new("ip").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
     match found {
         Ok(status) if status.success() => Ok(()),

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::process::{Command, Stdio};
 
+use moorline_rig::has_capabilities;
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Resource, getrlimit};
 
@@ -15,7 +16,7 @@ const MEMLOCK_WANTED: u64 = 64 << 20;
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
-        privileges(&read("/proc/self/status")),
+        privileges(),
         kernel(&measure::kernel()),
         xdp_sockets(),
         commands(),
@@ -31,31 +32,23 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-fn privileges(status: &str) -> Check {
-    // Bits of linux/capability.h. SYS_ADMIN stands in for BPF, and is needed for namespaces.
-    const WANTED: [(u32, &str); 5] = [
-        (12, "CAP_NET_ADMIN"),
-        (13, "CAP_NET_RAW"),
-        (39, "CAP_BPF"),
-        (21, "CAP_SYS_ADMIN"),
-        (14, "CAP_IPC_LOCK"),
-    ];
+fn privileges() -> Check {
     let name = "privileges";
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
-    let has = |bit: u32| effective & (1 << bit) != 0;
-    let lacks: Vec<_> = WANTED.iter().filter(|(bit, _)| !has(*bit)).map(|(_, n)| *n).collect();
-    if lacks.is_empty() {
-        return Check::ok(name, "CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_SYS_ADMIN, CAP_IPC_LOCK");
+    let all = moorline_rig::CAPABILITIES.map(|(name, _)| name);
+    let Err(lacks) = has_capabilities(&all) else {
+        return Check::ok(name, all.join(", "));
+    };
+    // CAP_SYS_ADMIN stands in for CAP_BPF.
+    let bpf = has_capabilities(&["CAP_BPF"]).or(has_capabilities(&["CAP_SYS_ADMIN"]));
+    let found = format!("missing {lacks}");
+    match has_capabilities(&["CAP_NET_ADMIN", "CAP_NET_RAW"]).and(bpf) {
+        Ok(()) => Check::warn(name, found, "run as root (sudo) for rigs and locked memory"),
+        Err(_) => Check::fail(
+            name,
+            found,
+            "run as root (sudo); kernel sockets (--transport kernel) need nothing",
+        ),
     }
-    let found = format!("missing {}", lacks.join(", "));
-    if has(12) && has(13) && (has(39) || has(21)) {
-        return Check::warn(name, found, "run as root (sudo) for rigs and locked memory");
-    }
-    Check::fail(name, found, "run as root (sudo); kernel sockets (--transport kernel) need nothing")
 }
 
 fn kernel(release: &str) -> Check {
@@ -208,16 +201,6 @@ fn cpus(count: usize) -> Check {
 mod tests {
     use super::super::Level;
     use super::*;
-
-    #[test]
-    fn privileges_are_read_from_the_effective_set() {
-        assert_eq!(privileges("CapEff:\t000001ffffffffff\n").result, Level::Ok);
-        assert_eq!(privileges("CapEff:\t0000000000000000\n").result, Level::Fail);
-        let part = (1u64 << 12) | (1 << 13) | (1 << 39);
-        let check = privileges(&format!("CapEff:\t{part:016x}\n"));
-        assert_eq!(check.result, Level::Warn);
-        assert!(check.found.contains("CAP_SYS_ADMIN"));
-    }
 
     #[test]
     fn old_kernels_are_told_what_they_lack() {

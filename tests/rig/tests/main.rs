@@ -1,0 +1,7 @@
+//! The real program in real network namespaces: what a person types, and what must come of it.
+//!
+//! Each test has a rig of its own, removed whatever happens. Without the rights for one it skips
+//! loudly, or fails where MOORLINE_REQUIRE_RIG is set.
+
+mod commands;
+mod support;
