@@ -15,6 +15,7 @@ pub mod neighbour;
 pub mod pipe;
 pub mod rng;
 pub mod route;
+pub mod tcp;
 pub mod time;
 pub mod transport;
 

@@ -1,0 +1,109 @@
+//! Sending: each connection that was touched gets its share of the link, in turn.
+//!
+//! A connection sends at most [`FRAMES_PER_TURN`] frames a turn; when the link is full, the first
+//! that was left out is the first of the next turn. Acknowledgements of in-order data wait for
+//! company: for 64 KiB, 100 µs, outgoing data, or the driver's word that the peer waits.
+
+use super::conn::{Conn, Timer};
+use super::engine::{Counters, Engine};
+use super::segment::before;
+use super::stack::Stack;
+use crate::{Instant, LinkTx};
+
+/// Frames that one connection may send in one turn.
+pub(super) const FRAMES_PER_TURN: usize = 64;
+
+/// How a connection's share ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    /// All is sent that may be sent.
+    Done,
+    /// There is more, for the next turn.
+    Spent,
+    /// The link has no room.
+    NoRoom,
+}
+
+impl Engine {
+    /// Serves the connections touched in this turn.
+    pub(super) fn flush<T: LinkTx>(&mut self, now: Instant, tx: &mut T) {
+        self.starved = false;
+        let mut left = 0;
+        let mut left_before_starving = 0;
+        for _ in 0..self.touched.len() {
+            let Some(index) = self.touched.pop_front() else { break };
+            let Some(conn) = self.slots.at_mut(index).filter(|conn| conn.touched) else { continue };
+            let reserve = self.reserve;
+            let share = serve(&mut self.stack, &mut self.counters, now, tx, conn, reserve);
+            if share == Share::Done {
+                conn.touched = false;
+            } else {
+                if share == Share::NoRoom && !self.starved {
+                    self.starved = true;
+                    left_before_starving = left;
+                }
+                left += 1;
+                self.touched.push_back(index);
+            }
+            conn.watch_acks(now);
+            self.deadlines.set(index, conn.deadline());
+        }
+        self.touched.rotate_left(left_before_starving);
+    }
+}
+
+/// Gives one connection its share.
+fn serve<T: LinkTx>(
+    stack: &mut Stack,
+    counters: &mut Counters,
+    now: Instant,
+    tx: &mut T,
+    conn: &mut Conn,
+    reserve: usize,
+) -> Share {
+    conn.egress |= conn.ack_is_due();
+    let mut share = Share::Done;
+    if conn.egress {
+        let budget = conn.egress_budget(now, FRAMES_PER_TURN);
+        share = send(stack, counters, now, tx, conn, reserve, budget);
+        conn.egress = share != Share::Done;
+    }
+    if conn.socket().send_queue() == 0 && conn.unacked_rx > 0 {
+        // smoltcp would say "at once", and mean the acknowledgement that we hold back.
+        conn.set_tcp_timer(now, None);
+    } else if share == Share::Done && conn.unacked_rx == 0 {
+        let at = stack.poll_at(now, conn);
+        conn.set_tcp_timer(now, at);
+    }
+    if conn.unacked_rx == 0 {
+        conn.timers[Timer::Ack as usize] = None;
+    }
+    share
+}
+
+fn send<T: LinkTx>(
+    stack: &mut Stack,
+    counters: &mut Counters,
+    now: Instant,
+    tx: &mut T,
+    conn: &mut Conn,
+    reserve: usize,
+    budget: usize,
+) -> Share {
+    let timeout = conn.rto_is_due(now) && !conn.peer_window_zero;
+    for _ in 0..budget {
+        if tx.room() <= reserve {
+            return Share::NoRoom;
+        }
+        let (seq_max, retransmits) = (conn.seq_max, conn.retransmits);
+        let Some(segment) = stack.egress(now, tx, conn, reserve) else { return Share::Done };
+        counters.tx_bytes += conn.on_sent(&segment);
+        counters.copied_out_bytes += u64::from(segment.payload_bytes);
+        counters.retransmits += u64::from(conn.retransmits - retransmits);
+        if timeout && segment.payload_bytes > 0 && before(segment.seq, seq_max) {
+            conn.on_timeout_sent(now);
+            return Share::Done;
+        }
+    }
+    if conn.probing { Share::Done } else { Share::Spent }
+}

@@ -1,0 +1,136 @@
+//! What of a lane is not TCP: its addresses, its neighbours, ICMP; and connecting, which needs them.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use super::conn::Conn;
+use super::device::L2;
+use super::engine::Engine;
+use super::segment::Tuple;
+use crate::eth::{Header, Mac};
+use crate::neighbour::{NeighbourEvent, Neighbours, PACKET_LEN_MAX, Resolution};
+use crate::route::Routes;
+use crate::time::Duration;
+use crate::transport::{Cause, ConnOptions, Stage};
+use crate::{ConnId, Instant, LinkTx};
+
+/// Ports to choose from for our own connections, RFC 6335 §6.
+const PORTS: std::ops::RangeInclusive<u16> = 49_152..=65_535;
+
+/// Ports tried before connecting is given up.
+const PORT_TRIES: usize = 256;
+
+/// The end of resolving should the neighbour machine not end it; that one takes 300 ms, and may
+/// have to wait for our own address to be probed.
+const RESOLVE_BACKSTOP: Duration = Duration::from_secs(1);
+
+/// Our addresses and the neighbours on the link.
+pub(super) struct Lane {
+    pub routes: Routes,
+    pub neighbours: Neighbours,
+    pub mac: Mac,
+    pub vlan: Option<u16>,
+}
+
+impl Lane {
+    /// Sends what the neighbour machine wants to send, as far as there is room.
+    pub(super) fn transmit<T: LinkTx>(&mut self, tx: &mut T) {
+        let mut packet = [0; PACKET_LEN_MAX];
+        while self.neighbours.wants_transmit() && tx.room() > 0 {
+            let Some(out) = self.neighbours.poll_transmit(&mut packet) else { return };
+            let header =
+                Header { dst: out.dst, src: self.mac, vlan: self.vlan, ethertype: out.ethertype };
+            let header_len = Header::len_of(self.vlan);
+            tx.transmit((header_len + out.len).max(60), |frame| {
+                frame.fill(0);
+                header.write(frame);
+                frame[header_len..][..out.len].copy_from_slice(&packet[..out.len]);
+            });
+        }
+    }
+}
+
+impl Engine {
+    /// Starts a connection.
+    pub(super) fn connect(
+        &mut self,
+        now: Instant,
+        lane: &mut Lane,
+        remote: SocketAddr,
+        options: &ConnOptions,
+    ) -> io::Result<ConnId> {
+        let Some(route) = lane.routes.to(remote.ip()).filter(|_| remote.port() != 0) else {
+            let message = format!("no route to {remote} from our addresses");
+            return Err(io::Error::new(io::ErrorKind::NetworkUnreachable, message));
+        };
+        let tuple = self.tuple_to(now, route.source, remote)?;
+        let id = self.slots.vacant();
+        let mut conn = Conn::new(now, id, tuple, Stage::Resolving, options, L2::default());
+        conn.enter(now, Stage::Resolving, Some(RESOLVE_BACKSTOP));
+        conn.next_hop = route.next_hop;
+        self.insert(conn);
+        match lane.neighbours.resolve(now, route.next_hop) {
+            Resolution::Resolved(mac) => self.resolved(now, id.index, mac),
+            Resolution::Pending => {}
+            Resolution::Failed => self.finish(now, id.index, Some(Cause::NeighbourTimeout)),
+        }
+        Ok(id)
+    }
+
+    /// A tuple with a port that nobody can foresee, neither in use nor resting.
+    fn tuple_to(&mut self, now: Instant, source: IpAddr, remote: SocketAddr) -> io::Result<Tuple> {
+        for _ in 0..PORT_TRIES {
+            let port = PORTS.start() + (self.stack.draw() % PORTS.len() as u64) as u16;
+            let tuple = Tuple { local: SocketAddr::new(source, port), remote };
+            if self.demux.slot(&tuple).is_none() && self.resting.of(now, &tuple).is_none() {
+                return Ok(tuple);
+            }
+        }
+        let message = format!("no free source port to {remote}: too many connections");
+        Err(io::Error::new(io::ErrorKind::AddrInUse, message))
+    }
+
+    /// The next hop is known: SYN.
+    fn resolved(&mut self, now: Instant, index: u32, mac: Mac) {
+        let l2 = self.stack.l2(mac);
+        let conn = self.slots.at_mut(index).expect("the caller has just looked at it");
+        conn.l2 = l2;
+        if conn.stage == Stage::Resolving {
+            let timeout = conn.options.connect_timeout;
+            conn.enter(now, Stage::SynSent, Some(timeout));
+            conn.clock = super::clock::Clock::new(now, super::clock::HANDSHAKE_FACTOR);
+            conn.egress = true;
+            self.stack.connect(conn);
+            self.touch(index);
+        }
+    }
+
+    /// Tells the connections concerned what was learned of neighbours.
+    pub(super) fn neighbour_event(&mut self, now: Instant, event: NeighbourEvent) {
+        let (ip, mac) = match event {
+            NeighbourEvent::Resolved(ip, mac) => (ip, Some(mac)),
+            NeighbourEvent::Failed(ip) => (ip, None),
+            NeighbourEvent::AddressReady(ip) => {
+                tracing::debug!(%ip, "address ready");
+                return;
+            }
+            NeighbourEvent::AddressConflict(ip, mac) => {
+                tracing::warn!(%ip, ?mac, "somebody else has our address");
+                return;
+            }
+        };
+        for index in 0..self.slots.len() as u32 {
+            let Some(conn) = self.slots.at(index).filter(|conn| conn.next_hop == ip) else {
+                continue;
+            };
+            match mac {
+                Some(mac) => self.resolved(now, index, mac),
+                // Others go on with the address they know, until their own deadlines.
+                None if conn.stage == Stage::Resolving => {
+                    self.finish(now, index, Some(Cause::NeighbourTimeout));
+                }
+                None => {}
+            }
+        }
+    }
+}

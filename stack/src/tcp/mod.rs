@@ -1,0 +1,370 @@
+//! TCP of our own: smoltcp's sockets under clocks, deadlines and budgets that are ours.
+//!
+//! One [`Tcp`] per lane. smoltcp is used unmodified: one interface without L2, one socket set per
+//! connection, found by a keyed hash of its endpoints. What smoltcp has no notion of is ours: which
+//! connection is served when and how much ([`flush`](Transport::flush)), what time it is for each
+//! (`clock`), when to give up (`engine`), acknowledgements that wait for company (`egress`).
+//! Nothing is allocated per segment. Nothing a peer sends costs more than one bounded step.
+
+mod clock;
+mod conn;
+mod control;
+mod demux;
+mod device;
+mod egress;
+mod engine;
+mod ingress;
+mod lane;
+mod listen;
+mod resting;
+mod segment;
+mod slots;
+mod stack;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+
+use crate::eth::{Frame, Mac, Packet};
+use crate::neighbour::{NeighbourOptions, Neighbours};
+use crate::route::{Cidr, Routes};
+use crate::time::earliest;
+use crate::transport::{ConnOptions, Event, ListenOptions, Transport, TransportStats};
+use crate::{ConnId, Instant, Link, LinkTx};
+
+pub use conn::{TIMERS, Timer};
+use demux::Keyed;
+use engine::Engine;
+use lane::Lane;
+use segment::Segment;
+use stack::Stack;
+
+/// Frames taken in during one turn.
+pub const RX_FRAMES_PER_TURN: usize = 256;
+
+/// Our addresses on one link; smoltcp holds as many.
+pub const ADDRESSES_MAX: usize = smoltcp::config::IFACE_MAX_ADDR_COUNT;
+
+/// How long to wait for room on a link that tells nobody when it has some.
+const STARVED_RETRY: std::time::Duration = std::time::Duration::from_micros(20);
+
+/// What a lane is given when it is made.
+#[derive(Clone, Debug, Default)]
+pub struct TcpConfig {
+    /// Our addresses.
+    pub addresses: Vec<Cidr>,
+    /// At most one per family.
+    pub gateways: Vec<IpAddr>,
+    /// Neighbours that are never asked for.
+    pub neighbours: Vec<(IpAddr, Mac)>,
+    /// The VLAN that all our frames carry, and no others are heard.
+    pub vlan: Option<u16>,
+    /// Probe our addresses before using them (ARP probe, DAD): 150 ms until the first connect.
+    pub probe_addresses: bool,
+    /// Timings of ARP and ND.
+    pub neighbour_options: NeighbourOptions,
+    /// Neither compute nor check TCP checksums: only between ends that both do so.
+    pub no_tcp_checksums: bool,
+    /// Where initial sequence numbers, source ports and hash keys come from; `None`: from the OS.
+    pub seed: Option<u64>,
+}
+
+/// TCP over a link.
+pub struct Tcp<L> {
+    link: L,
+    lane: Lane,
+    engine: Engine,
+    now: Instant,
+    failed: Option<i32>,
+    drops: Drops,
+}
+
+/// Frames that were received and not used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drops {
+    /// For another hardware address or VLAN.
+    pub not_ours: u64,
+    /// Cut, fragmented, or otherwise not what they claim to be.
+    pub malformed: u64,
+    /// Of a protocol that we do not speak.
+    pub other: u64,
+}
+
+/// A connection, seen from outside.
+#[derive(Clone, Debug)]
+pub struct ConnInfo {
+    /// Its name.
+    pub id: ConnId,
+    /// Our end.
+    pub local: SocketAddr,
+    /// The peer's.
+    pub remote: SocketAddr,
+    /// Where it stands.
+    pub stage: crate::transport::Stage,
+    /// Since when.
+    pub since: Instant,
+    /// What it waits for, by [`Timer`].
+    pub timers: [Option<Instant>; TIMERS],
+    /// Bytes that the peer has not acknowledged.
+    pub send_queue: usize,
+    /// Bytes that the driver has not taken.
+    pub recv_queue: usize,
+    /// Segments sent again.
+    pub retransmits: u32,
+}
+
+impl<L: Link> Tcp<L> {
+    /// A lane on `link`. Its addresses are announced with the first turn.
+    ///
+    /// # Errors
+    /// An address or gateway that cannot be used; no random numbers from the OS.
+    pub fn new(now: Instant, mut link: L, config: &TcpConfig) -> io::Result<Self> {
+        let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidInput, error);
+        if config.addresses.len() > ADDRESSES_MAX {
+            let error = format!("{} addresses, {ADDRESSES_MAX} at most", config.addresses.len());
+            return Err(invalid(error));
+        }
+        let mut routes = Routes::default();
+        let mut neighbours = Neighbours::new(link.mac(), config.neighbour_options.clone());
+        for &address in &config.addresses {
+            routes.add_address(address).map_err(|error| invalid(error.to_string()))?;
+            neighbours.add_address(now, address.ip, config.probe_addresses);
+        }
+        for &gateway in &config.gateways {
+            routes.set_gateway(gateway).map_err(|error| invalid(error.to_string()))?;
+        }
+        for &(ip, mac) in &config.neighbours {
+            neighbours.add_static(ip, mac);
+        }
+        let keyed = key(config.seed)?;
+        let checksums = !config.no_tcp_checksums;
+        let (mtu, mac, vlan) = (link.mtu(), link.mac(), config.vlan);
+        let stack = Stack::new(mtu, mac, vlan, &config.addresses, checksums, keyed);
+        let engine = Engine::new(stack, keyed, link.tx().room());
+        let lane = Lane { routes, neighbours, mac, vlan };
+        Ok(Self { link, lane, engine, now, failed: None, drops: Drops::default() })
+    }
+
+    /// The link.
+    pub fn link(&self) -> &L {
+        &self.link
+    }
+
+    /// The link, for what only it can do.
+    pub fn link_mut(&mut self) -> &mut L {
+        &mut self.link
+    }
+
+    /// The neighbours, for introspection.
+    pub fn neighbours(&self) -> &Neighbours {
+        &self.lane.neighbours
+    }
+
+    /// Frames that were received and not used.
+    pub fn drops(&self) -> Drops {
+        self.drops
+    }
+
+    /// All connections, by slot.
+    pub fn connections(&self) -> impl Iterator<Item = ConnInfo> {
+        self.engine.slots.iter().map(|conn| ConnInfo {
+            id: conn.id,
+            local: conn.tuple.local,
+            remote: conn.tuple.remote,
+            stage: conn.stage,
+            since: conn.since,
+            timers: conn.timers,
+            send_queue: conn.socket().send_queue(),
+            recv_queue: conn.socket().recv_queue(),
+            retransmits: conn.retransmits,
+        })
+    }
+}
+
+/// A key from the OS, or from a seed.
+fn key(seed: Option<u64>) -> io::Result<Keyed> {
+    if let Some(seed) = seed {
+        return Ok(Keyed([seed, !seed]));
+    }
+    let word = || getrandom::u64().map_err(|error| io::Error::other(error.to_string()));
+    Ok(Keyed([word()?, word()?]))
+}
+
+/// One received frame, to whom it is for.
+fn frame<T: LinkTx>(
+    now: Instant,
+    lane: &mut Lane,
+    engine: &mut Engine,
+    drops: &mut Drops,
+    bytes: &[u8],
+    tx: &mut T,
+) {
+    let Ok(frame) = Frame::parse(bytes) else {
+        drops.malformed += 1;
+        return;
+    };
+    let group = frame.dst[0] & 1 == 1;
+    if frame.vlan != lane.vlan || !(group || frame.dst == lane.mac) {
+        drops.not_ours += 1;
+        return;
+    }
+    match frame.packet {
+        Packet::Tcp(segment) => {
+            if group || !lane.routes.is_ours(segment.flow.local.ip()) {
+                drops.not_ours += 1;
+            } else if let Some(parsed) = Segment::parse(segment.packet) {
+                engine.segment(now, tx, frame.src, &parsed, segment.packet);
+            }
+        }
+        Packet::Arp(arp) => lane.neighbours.arp_input(now, &arp),
+        Packet::Icmp(datagram) => {
+            let nd =
+                datagram.dst.is_ipv6() && lane.neighbours.ndisc_input(now, frame.src, &datagram);
+            if !nd {
+                echo(now, lane, engine, frame.src, &datagram, tx);
+            }
+        }
+        Packet::Other => drops.other += 1,
+    }
+}
+
+/// Answers an ICMP echo request to one of our addresses.
+fn echo<T: LinkTx>(
+    now: Instant,
+    lane: &Lane,
+    engine: &mut Engine,
+    source: Mac,
+    datagram: &crate::eth::Datagram<'_>,
+    tx: &mut T,
+) {
+    if !lane.routes.is_ours(datagram.dst) || tx.room() == 0 || !engine.resets.take(now) {
+        return;
+    }
+    engine.stack.echo(tx, source, datagram);
+}
+
+impl<L: Link> Transport for Tcp<L> {
+    fn connect(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        options: &ConnOptions,
+    ) -> io::Result<ConnId> {
+        if let Some(errno) = self.failed {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        self.engine.connect(now, &mut self.lane, remote, options)
+    }
+
+    fn listen(&mut self, _: Instant, local: SocketAddr, options: &ListenOptions) -> io::Result<()> {
+        if !local.ip().is_unspecified() && !self.lane.routes.is_ours(local.ip()) {
+            let error = format!("{} is not one of our addresses", local.ip());
+            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, error));
+        }
+        self.engine.listen(local, options)
+    }
+
+    fn turn(&mut self, now: Instant) {
+        self.now = now;
+        let Self { link, lane, engine, drops, .. } = self;
+        let received = link.receive(now, RX_FRAMES_PER_TURN, &mut |bytes, tx| {
+            frame(now, lane, engine, drops, bytes, tx);
+        });
+        lane.neighbours.handle_timeout(now);
+        while let Some(event) = lane.neighbours.poll_event() {
+            engine.neighbour_event(now, event);
+        }
+        engine.expire(now, link.tx(), received < RX_FRAMES_PER_TURN);
+    }
+
+    fn poll_event(&mut self) -> Option<Event> {
+        self.engine.slots.poll_event()
+    }
+
+    fn recv(&mut self, id: ConnId, parse: &mut dyn FnMut(&[u8]) -> usize) -> usize {
+        let Some(conn) = self.engine.slots.of_mut(id) else { return 0 };
+        let taken = conn.recv(parse);
+        if conn.egress {
+            self.engine.touch(id.index);
+        }
+        taken
+    }
+
+    fn send(&mut self, id: ConnId, bytes: &[u8]) -> usize {
+        let Some(conn) = self.engine.slots.of_mut(id) else { return 0 };
+        let taken = conn.send(bytes);
+        self.engine.touch(id.index);
+        taken
+    }
+
+    fn send_room(&self, id: ConnId) -> usize {
+        self.engine.slots.of(id).map_or(0, |conn| conn.send_room())
+    }
+
+    fn ack(&mut self, id: ConnId) {
+        let Some(conn) = self.engine.slots.of_mut(id) else { return };
+        conn.ack_now = true;
+        self.engine.touch(id.index);
+    }
+
+    fn close(&mut self, now: Instant, id: ConnId) {
+        if self.engine.slots.of(id).is_some() {
+            self.engine.close(now, id.index);
+        }
+    }
+
+    fn abort(&mut self, now: Instant, id: ConnId) {
+        if self.engine.slots.of(id).is_some() {
+            let cause = crate::transport::Cause::Aborted;
+            self.engine.abort(now, self.link.tx(), id.index, cause);
+        }
+    }
+
+    fn flush(&mut self, now: Instant) {
+        let tx = self.link.tx();
+        self.lane.transmit(tx);
+        self.engine.flush(now, tx);
+        if let Err(error) = self.link.flush(now)
+            && self.failed.is_none()
+        {
+            tracing::error!(%error, "the link failed");
+            let errno = error.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error());
+            self.failed = Some(errno);
+            self.engine.fail_all(now, errno);
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let work = (!self.engine.touched.is_empty()).then(|| match self.engine.starved {
+            true => self.now + STARVED_RETRY,
+            false => self.now,
+        });
+        [
+            self.engine.deadlines.next(),
+            self.lane.neighbours.poll_timeout(),
+            self.link.poll_timeout(),
+            work,
+        ]
+        .into_iter()
+        .fold(None, earliest)
+    }
+
+    fn wait(&mut self, until: Option<Instant>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.link.wait(until, also)
+    }
+
+    fn stats(&self) -> TransportStats {
+        let link = self.link.stats();
+        let counters = self.engine.counters;
+        TransportStats {
+            rx_frames: link.rx_frames,
+            tx_frames: link.tx_frames,
+            rx_bytes: counters.rx_bytes,
+            tx_bytes: counters.tx_bytes,
+            copied_in_bytes: counters.rx_bytes + link.rx_linearised_bytes,
+            copied_out_bytes: counters.copied_out_bytes,
+            retransmits: counters.retransmits,
+            syscalls: link.syscalls,
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! TCP against itself in virtual time: two engines, one seeded wire, one thread, no privileges.
+#![allow(clippy::unwrap_used)]
+
+mod pair;
+mod stream;
