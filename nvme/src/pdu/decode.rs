@@ -528,3 +528,7 @@ fn fill(room: &mut [u8], input: &mut &[u8]) -> usize {
     room[..taken.len()].copy_from_slice(taken);
     taken.len()
 }
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

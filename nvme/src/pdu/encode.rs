@@ -127,3 +127,124 @@ fn r2t_psh(bytes: &mut [u8], r2t: &R2T) -> u8 {
     bytes[16..20].copy_from_slice(&r2t.r2tl.to_le_bytes());
     0
 }
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::little_endian::U16;
+
+    use super::*;
+    use crate::spec::{Cqe, Sqe};
+
+    const PLAIN: Params = Params { hdgst: false, ddgst: false, pda: 0 };
+    const DIGESTS: Params = Params { hdgst: true, ddgst: true, pda: 0 };
+
+    fn encoded(pdu: Pdu, params: Params) -> Vec<u8> {
+        HeaderBuf::encode(&pdu, &params).bytes().to_vec()
+    }
+
+    /// The first bytes as given, the rest 0, `len` in all.
+    fn padded(start: &[u8], len: usize) -> Vec<u8> {
+        let mut bytes = start.to_vec();
+        bytes.resize(len, 0);
+        bytes
+    }
+
+    #[test]
+    fn icreq_has_no_digest_and_128_bytes() {
+        let ic = ICReq { pfv: 0, hpda: 31, hdgst: true, ddgst: false, maxr2t: 0x0403_0201 };
+        let expected = padded(&[0, 0, 128, 0, 128, 0, 0, 0, 0, 0, 31, 1, 1, 2, 3, 4], 128);
+        assert_eq!(encoded(Pdu::ICReq(ic), PLAIN), expected);
+        assert_eq!(encoded(Pdu::ICReq(ic), DIGESTS), expected);
+    }
+
+    #[test]
+    fn icresp_has_no_digest_and_128_bytes() {
+        let ic = ICResp { pfv: 0, cpda: 7, hdgst: false, ddgst: true, maxh2cdata: 0x0002_0000 };
+        let expected = padded(&[1, 0, 128, 0, 128, 0, 0, 0, 0, 0, 7, 2, 0, 0, 2, 0], 128);
+        assert_eq!(encoded(Pdu::ICResp(ic), PLAIN), expected);
+        assert_eq!(encoded(Pdu::ICResp(ic), DIGESTS), expected);
+    }
+
+    #[test]
+    fn term_reqs_are_never_digested() {
+        let term = TermReq { fes: 0x0201, fei: 0x0605_0403 };
+        let tail = [0, 24, 0, 24, 0, 0, 0, 1, 2, 3, 4, 5, 6];
+        for (pdu, pdu_type) in [(Pdu::H2CTermReq(term), 2), (Pdu::C2HTermReq(term), 3)] {
+            let expected = padded(&[&[pdu_type][..], &tail].concat(), 24);
+            assert_eq!(encoded(pdu, DIGESTS), expected);
+        }
+    }
+
+    #[test]
+    fn a_command_without_data_has_neither_pdo_nor_data_digest() {
+        let sqe = Sqe { cid: U16::new(0x0201), ..Sqe::new(2, 1) };
+        let mut expected = padded(&[4, 0, 72, 0, 72, 0, 0, 0, 2, 0x40, 1, 2, 1], 72);
+        expected[8 + 39] = 0x5A;
+        assert_eq!(encoded(Pdu::CapsuleCmd { sqe, data_len: 0 }, PLAIN), expected);
+        let bytes = encoded(Pdu::CapsuleCmd { sqe, data_len: 0 }, Params { pda: 31, ..DIGESTS });
+        assert_eq!(bytes[..8], [4, 1, 72, 0, 76, 0, 0, 0]);
+        assert_eq!(bytes[8..72], expected[8..]);
+        assert_eq!(bytes[72..], crc32c(&bytes[..72]).to_le_bytes());
+    }
+
+    #[test]
+    fn in_capsule_data_begin_on_the_receivers_alignment() {
+        let sqe = Sqe::new(1, 1).with_in_capsule(512);
+        let pdu = Pdu::CapsuleCmd { sqe, data_len: 512 };
+        let bytes = encoded(pdu, PLAIN);
+        assert_eq!((bytes.len(), &bytes[..8]), (72, &[4, 0, 72, 72, 0x48, 2, 0, 0][..]));
+        let bytes = encoded(pdu, DIGESTS);
+        assert_eq!((bytes.len(), &bytes[..8]), (76, &[4, 3, 72, 76, 0x50, 2, 0, 0][..]));
+        let buf = HeaderBuf::encode(&pdu, &Params { pda: 31, ..DIGESTS });
+        let bytes = buf.bytes();
+        assert_eq!((bytes.len(), &bytes[..8]), (128, &[4, 3, 72, 128, 0x84, 2, 0, 0][..]));
+        assert_eq!(buf.plen(), 128 + 512 + 4);
+        assert!(bytes[76..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_response_carries_its_completion() {
+        let mut cqe = Cqe::new(0x0201, crate::spec::Status::INVALID_FIELD);
+        cqe.dw0.set(0x0403_0201);
+        let mut expected = padded(&[5, 0, 24, 0, 24, 0, 0, 0, 1, 2, 3, 4], 24);
+        expected[20..].copy_from_slice(&[1, 2, 4, 0]);
+        assert_eq!(encoded(Pdu::CapsuleResp { cqe }, PLAIN), expected);
+        let bytes = encoded(Pdu::CapsuleResp { cqe }, DIGESTS);
+        assert_eq!(bytes[..8], [5, 1, 24, 0, 28, 0, 0, 0]);
+        assert_eq!(bytes[24..], crc32c(&bytes[..24]).to_le_bytes());
+    }
+
+    #[test]
+    fn data_pdus_say_where_their_data_belong() {
+        let data = Data {
+            cccid: 0x0201,
+            ttag: 0x0403,
+            datao: 0x0807_0605,
+            datal: 0x0000_1000,
+            last: true,
+            success: false,
+        };
+        #[rustfmt::skip]
+        let expected = [
+            6, 4, 24, 24, 0x18, 0x10, 0, 0,
+            1, 2, 3, 4, 5, 6, 7, 8, 0, 0x10, 0, 0, 0, 0, 0, 0,
+        ];
+        assert_eq!(encoded(Pdu::H2CData(data), PLAIN), expected);
+        let data = Data { ttag: 0, success: true, ..data };
+        let bytes = encoded(Pdu::C2HData(data), Params { pda: 15, ..DIGESTS });
+        assert_eq!((bytes.len(), &bytes[..8]), (64, &[7, 15, 24, 64, 0x44, 0x10, 0, 0][..]));
+        assert_eq!(bytes[8..12], [1, 2, 0, 0]);
+    }
+
+    #[test]
+    fn r2t_with_header_digest_is_the_published_vector() {
+        let r2t = R2T { cccid: 5, ttag: 7, r2to: 0, r2tl: 8192 };
+        #[rustfmt::skip]
+        let expected = [
+            0x09, 0x01, 0x18, 0x00, 0x1C, 0, 0, 0, 0x05, 0, 0x07, 0, 0, 0, 0, 0,
+            0x00, 0x20, 0, 0, 0, 0, 0, 0, 0x8F, 0xB2, 0x6C, 0x0B,
+        ];
+        assert_eq!(encoded(Pdu::R2T(r2t), DIGESTS), expected);
+        assert_eq!(encoded(Pdu::R2T(r2t), PLAIN)[..8], [9, 0, 24, 0, 24, 0, 0, 0]);
+    }
+}
