@@ -9,4 +9,5 @@ pub mod measure;
 pub mod plain;
 pub mod progress;
 pub mod report;
+pub mod rigged;
 pub mod workload;
