@@ -154,7 +154,8 @@ fn more_padding_than_needed_is_passed_over() {
 fn a_term_req_is_taken_at_any_time_and_its_copy_skipped() {
     let term = Fatal::InvalidHeaderField(4).term_req(Role::Host, &[0xFF; 128]);
     let expected = Said::Pdu(Pdu::H2CTermReq(TermReq { fes: 1, fei: 4 }));
-    assert_eq!(said(Role::Controller, PLAIN, [term.bytes()]).unwrap(), [expected.clone()]);
+    let first = said(Role::Controller, PLAIN, [term.bytes()]).unwrap();
+    assert_eq!(first, std::slice::from_ref(&expected));
     let later = [&ic(Role::Controller)[..], term.bytes()].concat();
     assert_eq!(said(Role::Controller, DIGESTS, [&later[..]]).unwrap()[1..], [expected]);
 }
@@ -214,6 +215,9 @@ struct Bad {
     fatal: Fatal,
 }
 
+/// Bytes of a good PDU to be overwritten.
+type Changes = &'static [(usize, u8)];
+
 /// A good PDU with some bytes changed.
 fn spoilt(pdu: &Pdu, params: &Params, data: &[u8], changes: &[(usize, u8)]) -> Vec<u8> {
     let mut bytes = wire(pdu, params, data);
@@ -225,7 +229,7 @@ fn bad_before_ic() -> Vec<Bad> {
     let field = Fatal::InvalidHeaderField;
     let req = Pdu::ICReq(ICReq::default());
     let resp = Pdu::ICResp(ICResp { maxh2cdata: 4096, ..ICResp::default() });
-    let rows: Vec<(&'static str, Role, &Pdu, &[(usize, u8)], Fatal)> = vec![
+    let rows: [(&'static str, Role, &Pdu, Changes, Fatal); _] = [
         ("ICReq HLEN", Role::Controller, &req, &[(2, 127)], field(offset::HLEN)),
         ("ICReq PLEN", Role::Controller, &req, &[(4, 129)], field(offset::PLEN)),
         ("ICReq HDGSTF", Role::Controller, &req, &[(1, 1)], field(offset::FLAGS)),
@@ -239,7 +243,7 @@ fn bad_before_ic() -> Vec<Bad> {
         ("ICResp to a controller", Role::Controller, &resp, &[], Fatal::PduSequence),
         ("ICReq to a host", Role::Host, &req, &[], Fatal::PduSequence),
     ];
-    let bad = |(name, role, pdu, changes, fatal): (_, _, &Pdu, &[_], _)| {
+    let bad = |(name, role, pdu, changes, fatal): (_, _, &Pdu, Changes, _)| {
         let bytes = spoilt(pdu, &PLAIN, &[], changes);
         Bad { name, role, params: PLAIN, after_ic: false, bytes, fatal }
     };
@@ -252,7 +256,7 @@ fn bad_towards_controller() -> Vec<Bad> {
     let write = write_cmd(512);
     let data = Pdu::H2CData(h2c(512));
     let aligned = Params { pda: 31, ..PLAIN };
-    let rows: Vec<(&'static str, Params, &Pdu, &[(usize, u8)], Fatal)> = vec![
+    let rows: [(&'static str, Params, &Pdu, Changes, Fatal); _] = [
         ("unknown type 8", PLAIN, &read, &[(0, 8)], field(offset::TYPE)),
         ("unknown type 0Ah", PLAIN, &read, &[(0, 10)], field(offset::TYPE)),
         ("unknown type FFh", PLAIN, &read, &[(0, 255)], field(offset::TYPE)),
@@ -343,7 +347,7 @@ fn bad_towards_host() -> Vec<Bad> {
     let resp = Pdu::CapsuleResp { cqe };
     let data = Pdu::C2HData(Data { ttag: 0, ..h2c(512) });
     let r2t = Pdu::R2T(R2T { cccid: 1, ttag: 1, r2to: 0, r2tl: 4096 });
-    let rows: Vec<(&'static str, &Pdu, &[(usize, u8)], Fatal)> = vec![
+    let rows: [(&'static str, &Pdu, Changes, Fatal); _] = [
         ("CapsuleCmd to a host", &resp, &[(0, 4)], Fatal::PduSequence),
         ("H2CData to a host", &data, &[(0, 6)], Fatal::PduSequence),
         ("H2CTermReq to a host", &resp, &[(0, 2)], Fatal::PduSequence),
