@@ -103,7 +103,11 @@ fn echo(mtu: u32, mode: Mode) {
     assert_eq!((host.mtu(), host.report().multi_buffer), (mtu as usize, mtu > 3506));
     let (ours, theirs) = (host.mac(), target.mac());
     let stop = AtomicBool::new(false);
-    let step = if mtu > 1500 { 7 } else { 1 };
+    let step = match mtu {
+        0..=1500 => 1,
+        1501..=9000 => 7,
+        _ => 501,
+    };
     let lens: Vec<usize> = (60..=mtu as usize + 14).rev().step_by(step).collect();
     let target = thread::scope(|scope| {
         let target = scope.spawn(|| echo_until(target, &stop));
@@ -168,6 +172,49 @@ fn frames_of_all_sizes_come_back_intact_mtu_9000_skb() {
 #[test]
 fn frames_of_all_sizes_come_back_intact_mtu_9000_native() {
     echo(9000, Mode::Native);
+}
+
+#[test]
+fn frames_of_all_sizes_come_back_intact_mtu_65000_skb() {
+    echo(65_000, Mode::Skb);
+}
+
+#[test]
+fn frames_of_all_sizes_come_back_intact_mtu_65000_native() {
+    echo(65_000, Mode::Native);
+}
+
+#[test]
+fn tagged_frames_arrive_with_their_tag_and_untagged_ones_do_not() {
+    for mode in [Mode::Skb, Mode::Native] {
+        let Some(rig) = rig(RigSpec::unique("ml-xsk").mtu(9000)) else { return };
+        let open = |end: &End| {
+            let options = LaneOptions { vlan: Some(5), ..options(end, mode) };
+            end.run(|| lane::open(&options).unwrap()).unwrap()
+        };
+        let (mut host, mut target) = (open(rig.host()), open(rig.target()));
+        let (ours, theirs) = (host.mac(), target.mac());
+        let mut sent = Vec::new();
+        for len in [100, 1514, 9014] {
+            let mut frame = vec![0; len];
+            write_frame(&mut frame, 1, theirs, ours, [rig.host(), rig.target()]);
+            host.tx().transmit(len, |out| out.copy_from_slice(&frame));
+            let mut tagged = frame[..12].to_vec();
+            tagged.extend([0x81, 0, 0, 5]);
+            tagged.extend(&frame[12..]);
+            host.tx().transmit(len + 4, |out| out.copy_from_slice(&tagged));
+            sent.push(tagged);
+        }
+        host.flush(Instant::monotonic()).unwrap();
+        let mut received = Vec::new();
+        while received.len() < sent.len() {
+            target.wait(None, &[]).unwrap();
+            let each = &mut |frame: &[u8], _: &mut _| received.push(frame.to_vec());
+            target.receive(Instant::monotonic(), BUDGET, each);
+        }
+        assert!(received == sent);
+        assert!(target.steering_counters().unwrap().pass_other >= 3);
+    }
 }
 
 #[test]

@@ -65,7 +65,10 @@ impl Options {
         let fail = |message: String| Err(Error::Options(message));
         if self.frame_chunks() > FRAME_CHUNKS_MAX || self.mtu == 0 {
             let max = FRAME_CHUNKS_MAX * CHUNK_ROOM - L2_HEADERS;
-            return fail(format!("MTU {}: AF_XDP can send frames of 1 to {max} bytes", self.mtu));
+            return fail(format!(
+                "MTU {}: AF_XDP can send 1 to {max} bytes, L2 headers not counted",
+                self.mtu
+            ));
         }
         for (what, n) in [("rx_frames", self.rx_frames), ("tx_frames", self.tx_frames)] {
             if !(64..=16384).contains(&n) || !n.is_power_of_two() {
@@ -93,4 +96,41 @@ pub struct Report {
     pub busy_poll: bool,
     /// Times that the queue was found busy.
     pub bind_retries: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_mtu(mtu: usize) -> Options {
+        Options { mtu, ..Options::default() }
+    }
+
+    #[test]
+    fn a_frame_gets_the_chunks_that_it_needs() {
+        let chunks = [(68, 1), (1500, 1), (3506, 1), (3822, 1), (3823, 2), (9000, 3), (65_000, 17)];
+        for (mtu, chunks) in chunks {
+            assert_eq!(with_mtu(mtu).frame_chunks(), chunks, "MTU {mtu}");
+            assert!(with_mtu(mtu).check().is_ok());
+        }
+    }
+
+    #[test]
+    fn several_descriptors_are_asked_for_from_the_mtu_that_needs_them() {
+        assert!(!with_mtu(SINGLE_CHUNK_MTU_MAX).multi_buffer());
+        assert!(with_mtu(SINGLE_CHUNK_MTU_MAX + 1).multi_buffer());
+    }
+
+    #[test]
+    fn options_that_cannot_be_are_refused_in_words() {
+        for (options, word) in [
+            (with_mtu(0), "MTU 0"),
+            (with_mtu(65_535), "65262"),
+            (Options { rx_frames: 100, ..Options::default() }, "rx_frames = 100"),
+            (Options { tx_frames: 32, ..Options::default() }, "tx_frames = 32"),
+        ] {
+            let error = options.check().unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
 }
