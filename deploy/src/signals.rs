@@ -6,12 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::exit::Exit;
 
 /// Whether the user wants an end. The default is one that no signal sets.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop {
+    requested: Arc<AtomicBool>,
+    interrupted: Arc<AtomicBool>,
+}
 
 impl Stop {
     /// Listens to SIGINT and SIGTERM from now on.
@@ -19,27 +23,33 @@ impl Stop {
     /// # Errors
     /// When the kernel refuses the handlers.
     pub fn on_signals() -> Result<Self> {
-        let flag = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            // In this order: the first signal finds the flag unset, the second finds it set.
-            signal_hook::flag::register_conditional_shutdown(
-                signal,
-                i32::from(Exit::Interrupted.code()),
-                flag.clone(),
-            )
-            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
-            .context("installing signal handlers")?;
-        }
-        Ok(Self(flag))
+        let stop = Self::default();
+        let twice = i32::from(Exit::Interrupted.code());
+        let listen = || {
+            for signal in [SIGINT, SIGTERM] {
+                // In this order: the first signal finds the flag unset, the second finds it set.
+                flag::register_conditional_shutdown(signal, twice, stop.requested.clone())?;
+                flag::register(signal, stop.requested.clone())?;
+            }
+            flag::register(SIGINT, stop.interrupted.clone()).map(drop)
+        };
+        listen().context("installing signal handlers")?;
+        Ok(stop)
+    }
+
+    /// How a command ends that runs until it is told to: by Ctrl-C it counts as interrupted, by
+    /// SIGTERM it has done what it should.
+    pub fn exit(&self) -> Exit {
+        if self.interrupted.load(Ordering::Relaxed) { Exit::Interrupted } else { Exit::Ok }
     }
 
     /// Asks for the end from within the program, as a signal would.
     pub fn request(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.requested.store(true, Ordering::Relaxed);
     }
 
     /// Whether the end was asked for.
     pub fn requested(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.requested.load(Ordering::Relaxed)
     }
 }

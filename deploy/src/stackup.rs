@@ -2,13 +2,18 @@
 //! sockets, and runs a [`Job`] on them, which is generic so that nothing on the I/O path is
 //! dynamic.
 
-use anyhow::{Result, bail, ensure};
-use moorline_stack::Transport;
+use anyhow::{Context, Result, bail, ensure};
 use moorline_stack::lane::{LaneOptions, Mode};
+use moorline_stack::link::fault::{Faults, Faulty};
 use moorline_stack::link::xdp::XdpLink;
+use moorline_stack::tcp::{Tcp, TcpConfig};
+use moorline_stack::{Instant, Link, Transport, route};
 
 use crate::cli::{LaneArgs, XdpMode};
 use crate::perf::report::TransportKind;
+
+/// Where the faults of `--drop` are drawn from: the same with every start.
+const FAULT_SEED: u64 = 1;
 
 /// Something to do with a transport, whichever it is.
 pub trait Job {
@@ -48,9 +53,34 @@ pub fn run<J: Job>(lane: &LaneArgs, job: J) -> Result<J::Out> {
     }
 }
 
-fn on_xdp<J: Job>(lane: &LaneArgs, _job: J) -> Result<J::Out> {
-    let _link = open_lane(lane)?;
-    bail!("TCP over AF_XDP is not part of this build yet")
+fn on_xdp<J: Job>(lane: &LaneArgs, job: J) -> Result<J::Out> {
+    let link = open_lane(lane)?;
+    let path = Path {
+        mtu: Some(link.mtu()),
+        xdp_mode: Some(link.mode().to_string()),
+        zero_copy: link.report().zero_copy,
+    };
+    match lane.drop {
+        None => over(link, path, lane, job),
+        Some(drop) => {
+            ensure!((0.0..=1.0).contains(&drop), "--drop {drop}: write a share, from 0 to 1");
+            let faults = Faults { drop, ..Faults::default() };
+            over(Faulty::with(link, FAULT_SEED, faults), path, lane, job)
+        }
+    }
+}
+
+fn over<L: Link, J: Job>(link: L, path: Path, lane: &LaneArgs, job: J) -> Result<J::Out> {
+    let config = TcpConfig {
+        addresses: lane.addr.iter().map(|c| route::Cidr { ip: c.addr, prefix: c.prefix }).collect(),
+        gateways: lane.gateway.clone(),
+        vlan: lane.vlan,
+        probe_addresses: true,
+        ..TcpConfig::default()
+    };
+    let tcp = Tcp::new(Instant::monotonic(), link, &config)
+        .context("giving our stack its addresses (--addr, --gateway)")?;
+    job.run(tcp, path)
 }
 
 /// Opens the lane that `lane` describes.

@@ -133,8 +133,9 @@ pub fn run(args: TargetArgs) -> Result<Exit> {
     }
     let addrs = listen_addrs(&args)?;
     let subsystem = subsystem(&args)?;
-    stackup::run(&args.lane, Serve { args: &args, addrs, subsystem, stop })?;
-    Ok(Exit::Ok)
+    let serve = Serve { args: &args, addrs, subsystem, stop: stop.clone() };
+    stackup::run(&args.lane, serve)?;
+    Ok(stop.exit())
 }
 
 /// Where to listen: what was asked for, or our own addresses at both well-known ports.

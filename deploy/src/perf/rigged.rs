@@ -49,6 +49,8 @@ pub fn lane_args(end: &End, transport: TransportKind, poll: PollMode) -> LaneArg
         vlan: None,
         poll,
         netns: None,
+        allow_faults: false,
+        drop: None,
     }
 }
 

@@ -11,10 +11,9 @@ fn netns_exists(name: &str) -> bool {
 }
 
 /// Runs the program as nobody, without any capability.
-fn as_nobody(args: &str) -> crate::support::Run {
+pub fn as_nobody(args: &str) -> crate::support::Run {
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]);
-    // Nobody may not look into a home directory: hand over the program by descriptor's path.
     command.arg(MOORLINE).args(args.split_whitespace());
     finish(start(&mut command))
 }

@@ -3,5 +3,8 @@
 //! Each test has a rig of its own, removed whatever happens. Without the rights for one it skips
 //! loudly, or fails where MOORLINE_REQUIRE_RIG is set.
 
+// A test fails by panicking; what is not marked as one here only helps them.
+#![allow(clippy::unwrap_used)]
+
 mod commands;
 mod support;
