@@ -8,6 +8,7 @@
 pub mod deadlines;
 pub mod eth;
 pub mod icmp;
+pub mod kernel;
 pub mod lane;
 pub mod limiter;
 pub mod link;

@@ -75,7 +75,7 @@ pub(super) fn parse(datagram: &Datagram<'_>) -> Option<Message> {
         // From nowhere: to a group, and without a source link-layer address.
         Kind::Solicitation => !unspecified || dst.is_multicast() && mac.is_none(),
         Kind::Advertisement { .. } => {
-            !unspecified && !(dst.is_multicast() && message[4] & SOLICITED != 0)
+            !(unspecified || dst.is_multicast() && message[4] & SOLICITED != 0)
         }
         Kind::Other => true,
     };
