@@ -2,6 +2,8 @@
 //! side says so with a TermReq (FES, FEI and the offending header), ends the connection within
 //! its deadline, and lives on.
 
+#![allow(clippy::unwrap_used)] // a test, helpers included
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
