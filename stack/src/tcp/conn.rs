@@ -11,7 +11,7 @@ use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
 
 use super::clock::{Clock, HANDSHAKE_FACTOR, RTO_MAX_US};
-use super::device::L2;
+use super::device::{Amend, L2};
 use super::segment::{Segment, Tuple, before};
 use crate::time::{Duration, earliest};
 use crate::transport::{Cause, ConnOptions, Stage, Why};
@@ -246,6 +246,11 @@ impl Conn {
     /// Bytes that were never sent.
     pub(super) fn unsent(&self) -> u64 {
         self.enqueued - self.sent
+    }
+
+    /// What a segment that smoltcp sends must have right.
+    pub(super) fn amend(&self) -> Amend {
+        Amend { seq_max: self.syn_sent.then_some(self.seq_max), scaled: self.peer_scales_window }
     }
 
     /// Accounts for a segment that smoltcp sent. Returns how many stream bytes went out for the

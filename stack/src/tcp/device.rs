@@ -7,7 +7,7 @@
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::time::Instant as TcpInstant;
 
-use super::segment::Segment;
+use super::segment::{Segment, before};
 use crate::LinkTx;
 
 /// The shortest Ethernet frame, without its checksum; shorter packets are padded.
@@ -65,8 +65,7 @@ pub(super) struct Port<'a, T> {
     pub scratch: &'a mut [u8],
     /// Link frames that must stay free.
     pub reserve: usize,
-    /// Both ends scale windows.
-    pub scaled: bool,
+    pub amend: Amend,
     /// The segment that smoltcp sent, if it did.
     pub sent: Option<Segment>,
 }
@@ -87,7 +86,7 @@ impl<T: LinkTx> phy::Device for Port<'_, T> {
             tx: self.tx,
             l2: self.l2,
             scratch: self.scratch,
-            scaled: self.scaled,
+            amend: self.amend,
             checksum: self.checksum.tcp.tx(),
             sent: &mut self.sent,
         };
@@ -99,8 +98,8 @@ impl<T: LinkTx> phy::Device for Port<'_, T> {
             return None;
         }
         let checksum = self.checksum.tcp.tx();
-        let Self { tx, l2, scratch, scaled, sent, .. } = self;
-        Some(Outgoing { tx, l2, scratch, scaled: *scaled, checksum, sent })
+        let Self { tx, l2, scratch, amend, sent, .. } = self;
+        Some(Outgoing { tx, l2, scratch, amend: *amend, checksum, sent })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -131,7 +130,7 @@ pub(super) struct Outgoing<'a, T> {
     tx: &'a mut T,
     l2: &'a L2,
     scratch: &'a mut [u8],
-    scaled: bool,
+    amend: Amend,
     checksum: bool,
     sent: &'a mut Option<Segment>,
 }
@@ -142,8 +141,8 @@ impl<T: LinkTx> phy::TxToken for Outgoing<'_, T> {
         let fill = |packet: &mut [u8]| {
             let result = f(packet);
             *sent = Segment::parse(packet);
-            if let Some(segment) = sent.as_mut().filter(|_| self.scaled) {
-                narrow_window(segment, packet, self.checksum);
+            if let Some(segment) = sent {
+                self.amend.amend(segment, packet, self.checksum);
             }
             result
         };
@@ -157,24 +156,57 @@ impl<T: LinkTx> phy::TxToken for Outgoing<'_, T> {
     }
 }
 
-/// Advertises one unit of the scaled window less than smoltcp does.
-///
-/// smoltcp rounds its window down to that unit each time, so the end of the window can go back by
-/// a part of it, and it then drops what the peer had sent up to the former end; worse, it drops
-/// each acknowledgement that stands behind such bytes while its window is closed, and two ends
-/// that are both full wait for each other forever. One unit less, and the peer never sends
-/// anything that smoltcp's own end of the window does not cover.
-fn narrow_window(segment: &mut Segment, packet: &mut [u8], checksum: bool) {
-    if segment.flags.syn() || segment.window == 0 {
-        return;
+/// What we know better than smoltcp about a segment that it sends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Amend {
+    /// The connection's highest sequence number, once it has sent one.
+    pub seq_max: Option<u32>,
+    /// Both ends scale windows.
+    pub scaled: bool,
+}
+
+impl Amend {
+    /// Corrects a segment before it leaves.
+    ///
+    /// After a retransmission timeout smoltcp's acknowledgements carry the sequence number that it
+    /// has gone back to. The peer drops such a segment whole, the acknowledgement with it, and two
+    /// ends that both time out then repeat themselves until they give up. RFC 9293 §3.10.7.4 wants
+    /// SND.NXT, and that does not go back.
+    ///
+    /// smoltcp rounds its window down to the unit of its scale each time, so the end of the window
+    /// can go back by a part of it. It then drops what the peer had sent up to the former end,
+    /// and, while its window is closed, each acknowledgement that stands behind such bytes: two
+    /// ends that are both full wait for each other forever. So we advertise one unit less, and the
+    /// peer never sends what smoltcp's own end of the window does not cover.
+    fn amend(self, segment: &mut Segment, packet: &mut [u8], checksum: bool) {
+        let tcp = &mut packet[usize::from(segment.tcp_offset)..];
+        if segment.flags.rst() || segment.flags.syn() {
+            return;
+        }
+        if let Some(seq_max) = self.seq_max
+            && segment.sequence_bytes() == 0
+            && before(segment.seq, seq_max)
+        {
+            segment.seq = seq_max;
+            replace(tcp, 4, (seq_max >> 16) as u16, checksum);
+            replace(tcp, 6, seq_max as u16, checksum);
+        }
+        if self.scaled && segment.window > 0 {
+            segment.window -= 1;
+            replace(tcp, 14, segment.window, checksum);
+        }
     }
-    segment.window -= 1;
-    let tcp = &mut packet[usize::from(segment.tcp_offset)..];
-    tcp[14..16].copy_from_slice(&segment.window.to_be_bytes());
+}
+
+/// Puts `new` at `at` into a TCP header, and the difference into its checksum (RFC 1624 §3).
+fn replace(tcp: &mut [u8], at: usize, new: u16, checksum: bool) {
+    let word = |at: usize| u32::from(u16::from_be_bytes([tcp[at], tcp[at + 1]]));
+    let sum = (!word(16) & 0xffff) + (!word(at) & 0xffff) + u32::from(new);
+    tcp[at..at + 2].copy_from_slice(&new.to_be_bytes());
     if checksum {
-        // RFC 1624: one less in the data is one more in the complement of the sum.
-        let (sum, carry) = u16::from_be_bytes([tcp[16], tcp[17]]).overflowing_add(1);
-        tcp[16..18].copy_from_slice(&(sum + u16::from(carry)).to_be_bytes());
+        let folded = (sum & 0xffff) + (sum >> 16);
+        let folded = (folded & 0xffff) + (folded >> 16);
+        tcp[16..18].copy_from_slice(&(!(folded as u16)).to_be_bytes());
     }
 }
 

@@ -65,6 +65,9 @@ pub struct TcpConfig {
     pub neighbour_options: NeighbourOptions,
     /// Neither compute nor check TCP checksums: only between ends that both do so.
     pub no_tcp_checksums: bool,
+    /// Reno's congestion control. By default there is none: on a lossless storage network it
+    /// takes each reordering for congestion; the peers' windows are what bounds us.
+    pub reno: bool,
     /// Where initial sequence numbers, source ports and hash keys come from; `None`: from the OS.
     pub seed: Option<u64>,
 }
@@ -137,9 +140,8 @@ impl<L: Link> Tcp<L> {
             neighbours.add_static(ip, mac);
         }
         let keyed = key(config.seed)?;
-        let checksums = !config.no_tcp_checksums;
-        let (mtu, mac, vlan) = (link.mtu(), link.mac(), config.vlan);
-        let stack = Stack::new(mtu, mac, vlan, &config.addresses, checksums, keyed);
+        let (mac, vlan) = (link.mac(), config.vlan);
+        let stack = Stack::new(link.mtu(), mac, config, keyed);
         let engine = Engine::new(stack, keyed, link.tx().room());
         let lane = Lane { routes, neighbours, mac, vlan };
         Ok(Self { link, lane, engine, now, failed: None, drops: Drops::default() })

@@ -8,15 +8,16 @@ use std::net::SocketAddr;
 
 use smoltcp::iface::{Config, Interface};
 use smoltcp::phy::{Checksum, ChecksumCapabilities};
+use smoltcp::socket::tcp::CongestionControl;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint};
 
+use super::TcpConfig;
 use super::conn::Conn;
 use super::demux::Keyed;
 use super::device::{L2, Port, Shape};
 use super::segment::{Segment, Tuple};
 use crate::eth::{Datagram, Mac};
 use crate::icmp;
-use crate::route::Cidr;
 use crate::{Instant, LinkTx};
 
 /// The interface and what it is made of.
@@ -24,6 +25,7 @@ pub(super) struct Stack {
     interface: Interface,
     cidrs: Vec<IpCidr>,
     pub checksum: ChecksumCapabilities,
+    congestion: CongestionControl,
     mtu: usize,
     mac: [u8; 6],
     vlan: Option<u16>,
@@ -34,25 +36,24 @@ pub(super) struct Stack {
 }
 
 impl Stack {
-    pub(super) fn new(
-        mtu: usize,
-        mac: [u8; 6],
-        vlan: Option<u16>,
-        addresses: &[Cidr],
-        checksums: bool,
-        keyed: Keyed,
-    ) -> Self {
+    pub(super) fn new(mtu: usize, mac: [u8; 6], config: &TcpConfig, keyed: Keyed) -> Self {
         let mut checksum = ChecksumCapabilities::default();
-        if !checksums {
+        if config.no_tcp_checksums {
             checksum.tcp = Checksum::None;
         }
+        let congestion = match config.reno {
+            true => CongestionControl::Reno,
+            false => CongestionControl::None,
+        };
+        let TcpConfig { vlan, addresses, .. } = config;
         let cidrs: Vec<_> = addresses
             .iter()
             .map(|cidr| IpCidr::new(IpAddress::from(cidr.ip), cidr.prefix))
             .collect();
         let interface = interface(mtu, &checksum, &cidrs, 0);
         let scratch = vec![0; mtu];
-        Self { interface, cidrs, checksum, mtu, mac, vlan, scratch, keyed, draws: 0 }
+        let vlan = *vlan;
+        Self { interface, cidrs, checksum, congestion, mtu, mac, vlan, scratch, keyed, draws: 0 }
     }
 
     pub(super) fn l2(&self, destination: [u8; 6]) -> L2 {
@@ -67,14 +68,15 @@ impl Stack {
 
     /// The next connection's initial sequence number comes from a generator of its own, seeded by
     /// our key: smoltcp's gives its state away to whoever sees a few of its numbers.
-    fn reseed(&mut self) {
+    fn prepare(&mut self, conn: &mut Conn) {
         let seed = self.draw();
         self.interface = interface(self.mtu, &self.checksum, &self.cidrs, seed);
+        conn.socket_mut().set_congestion_control(self.congestion);
     }
 
     /// Makes the socket send a SYN at the next [`Stack::egress`].
     pub(super) fn connect(&mut self, conn: &mut Conn) {
-        self.reseed();
+        self.prepare(conn);
         let Tuple { local, remote } = conn.tuple;
         let context = self.interface.context();
         conn.socket_mut()
@@ -84,7 +86,7 @@ impl Stack {
 
     /// Makes the socket take the SYN that comes with the next [`Stack::ingress`].
     pub(super) fn listen(&mut self, conn: &mut Conn) {
-        self.reseed();
+        self.prepare(conn);
         let local = conn.tuple.local;
         let local = IpListenEndpoint { addr: Some(local.ip().into()), port: local.port() };
         conn.socket_mut().listen(local).expect("a fresh socket, and a port");
@@ -105,7 +107,7 @@ impl Stack {
             checksum: &self.checksum,
             received: Some(packet),
             scratch: &mut self.scratch,
-            scaled: conn.peer_scales_window,
+            amend: conn.amend(),
             reserve: 0,
             sent: None,
         };
@@ -129,7 +131,7 @@ impl Stack {
             checksum: &self.checksum,
             received: None,
             scratch: &mut self.scratch,
-            scaled: conn.peer_scales_window,
+            amend: conn.amend(),
             reserve,
             sent: None,
         };

@@ -1,5 +1,9 @@
 //! TCP against itself in virtual time: two engines, one seeded wire, one thread, no privileges.
 #![allow(clippy::unwrap_used)]
 
+mod acks;
+mod close;
+mod deadlines;
+mod listen;
 mod pair;
 mod stream;

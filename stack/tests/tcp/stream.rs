@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use moorline_stack::link::fault::Faults;
 use moorline_stack::link::sim::WireOptions;
+use moorline_stack::rng::Rng;
 use moorline_stack::transport::{ConnOptions, ListenOptions};
 use moorline_stack::{Event, Instant, Transport};
 
@@ -117,5 +118,26 @@ fn neighbours_are_found_by_asking() {
         let options = PairOptions { resolve: true, v6, ..mtu(1500) };
         let (pair, _) = echo(MIB, &options, &Faults::default());
         assert!(pair.a.events.iter().any(|(_, event)| matches!(event, Event::Connected(_))));
+    }
+}
+
+#[test]
+fn no_mixture_of_faults_stops_a_stream() {
+    // Found here: two ends with full windows that wait for each other, and two ends whose
+    // retransmissions drop each other's acknowledgements.
+    let seeds = std::env::var("MOORLINE_SEEDS").map_or(20, |n| n.parse().unwrap());
+    for seed in 0..seeds {
+        let mut rng = Rng::new(seed);
+        let mut rate = || if rng.chance(0.5) { rng.below(60) as f64 / 1000.0 } else { 0.0 };
+        let faults = Faults {
+            drop: rate(),
+            corrupt: rate(),
+            duplicate: rate(),
+            reorder: rate(),
+            reorder_by: Duration::from_micros(rng.below(200)),
+            ..Faults::default()
+        };
+        let size = [1500, 3506, 9000][rng.below(3) as usize];
+        echo(MIB, &PairOptions { seed, v6: rng.chance(0.5), ..mtu(size) }, &faults);
     }
 }
