@@ -3,6 +3,7 @@
 //! dynamic.
 
 use anyhow::{Context, Result, bail, ensure};
+use moorline_stack::kernel::KernelSockets;
 use moorline_stack::lane::{LaneOptions, Mode};
 use moorline_stack::link::fault::{Faults, Faulty};
 use moorline_stack::link::xdp::XdpLink;
@@ -12,6 +13,8 @@ use moorline_stack::{Instant, Link, Transport, route};
 use crate::cli::{LaneArgs, XdpMode};
 use crate::perf::report::TransportKind;
 
+/// Connections that kernel sockets hold at once; our own stack has limits of its own.
+const KERNEL_CONNS_MAX: usize = 4096;
 /// Where the faults of `--drop` are drawn from: the same with every start.
 const FAULT_SEED: u64 = 1;
 
@@ -49,7 +52,7 @@ pub fn run<J: Job>(lane: &LaneArgs, job: J) -> Result<J::Out> {
     }
     match lane.transport {
         TransportKind::Xdp => on_xdp(lane, job),
-        TransportKind::Kernel => on_kernel(lane, job),
+        TransportKind::Kernel => on_kernel(job),
     }
 }
 
@@ -104,6 +107,7 @@ fn open_lane(lane: &LaneArgs) -> Result<XdpLink> {
     Ok(moorline_stack::lane::open(&options)?)
 }
 
-fn on_kernel<J: Job>(_lane: &LaneArgs, _job: J) -> Result<J::Out> {
-    bail!("kernel sockets are not part of this build yet")
+fn on_kernel<J: Job>(job: J) -> Result<J::Out> {
+    let sockets = KernelSockets::new(KERNEL_CONNS_MAX).context("opening kernel sockets")?;
+    job.run(sockets, Path::default())
 }
