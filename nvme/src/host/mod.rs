@@ -10,10 +10,14 @@ mod controller;
 mod driver;
 mod emission;
 mod failure;
+#[cfg(test)]
+mod fake;
 mod info;
 mod io;
 mod qpair;
 mod table;
+#[cfg(test)]
+mod tests;
 mod work;
 
 pub use config::{CtrlConfig, DISCOVERY_NQN, HostIdentity, HostLimits, Timeouts};
