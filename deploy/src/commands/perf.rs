@@ -41,14 +41,18 @@ pub struct PerfArgs {
     /// What to do.
     #[command(flatten)]
     pub work: WorkArgs,
+    /// Both transports by turns, --rounds times each, and their ratio.
+    #[arg(long)]
+    pub compare: bool,
     /// MTU of the rig (--rig).
     #[arg(long, value_name = "BYTES", default_value_t = 1500)]
     pub mtu: u32,
     /// Back end of the rig's target (--rig), as for `moorline target`.
     #[arg(long, value_name = "KIND", default_value = "ram:1G")]
     pub backend: String,
-    /// Rounds of the demonstration; each runs everything once.
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    /// Rounds of --demo and --compare; each runs everything once.
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000))]
     pub rounds: usize,
     /// Write the results as JSON to this file, or to standard output (-).
     #[arg(long, value_name = "FILE")]
@@ -129,6 +133,5 @@ impl WorkArgs {
 /// # Errors
 /// When the environment does not allow it; the message says what to do.
 pub fn run(args: PerfArgs) -> Result<Exit> {
-    args.work.workload()?;
-    bail!("perf is not part of this build yet")
+    crate::perf::run(&args)
 }

@@ -2,6 +2,7 @@
 //! owner is.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ impl Peer {
     /// When it cannot be started.
     pub fn start(mut command: Command) -> Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.process_group(0); // Ctrl-C is for us: the target is needed until we are done
         // A child inherits the affinity of the thread that starts it.
         measure::pin(cpus() - 1);
         let started = command.spawn();

@@ -5,6 +5,7 @@
 //! footnotes.
 
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::time::Duration;
@@ -143,6 +144,39 @@ pub fn pin(cpu: usize) -> bool {
     rustix::thread::sched_setaffinity(None, &set).is_ok()
 }
 
+/// The interface by which an address is reached from this thread's namespace.
+pub fn route_dev(addr: IpAddr) -> Option<String> {
+    let out = Command::new("ip").args(["-o", "route", "get", &addr.to_string()]).output().ok()?;
+    word_after(&String::from_utf8_lossy(&out.stdout), "dev").map(str::to_owned)
+}
+
+/// An interface as the kernel has set it up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Largest IP packet, bytes.
+    pub mtu: usize,
+    /// Queueing discipline.
+    pub qdisc: String,
+}
+
+impl Device {
+    /// That of this thread's namespace with this name.
+    pub fn of(name: &str) -> Option<Self> {
+        let out = Command::new("ip").args(["-o", "link", "show", "dev", name]).output().ok()?;
+        Self::parse(&String::from_utf8_lossy(&out.stdout))
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let mtu = word_after(line, "mtu")?.parse().ok()?;
+        let qdisc = word_after(line, "qdisc").unwrap_or("unknown").to_owned();
+        Some(Self { mtu, qdisc })
+    }
+}
+
+fn word_after<'a>(line: &'a str, word: &str) -> Option<&'a str> {
+    line.split_whitespace().skip_while(|w| *w != word).nth(1)
+}
+
 /// The offloads of an interface in this thread's namespace, or in the named one:
 /// `rx on tx on tso on gso on gro off`.
 pub fn offloads(netns: Option<&str>, interface: &str) -> String {
@@ -206,6 +240,14 @@ mod tests {
         assert_eq!(after.steal_percent_since(before), 10.0);
         assert_eq!(before.steal_percent_since(before), 0.0);
         assert!(cpus() >= 1);
+    }
+
+    #[test]
+    fn a_device_is_read_from_one_line() {
+        let line = "2: h0@if2: <BROADCAST,UP> mtu 9000 qdisc noqueue state UP mode DEFAULT";
+        let device = Device { mtu: 9000, qdisc: "noqueue".into() };
+        assert_eq!(Device::parse(line), Some(device));
+        assert_eq!(Device::parse(""), None);
     }
 
     #[test]

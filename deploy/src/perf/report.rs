@@ -181,6 +181,8 @@ pub struct Conditions {
     pub ddgst: bool,
     /// Offloads of both ends.
     pub offloads: Offloads,
+    /// Queueing discipline of the host's interface.
+    pub qdisc: String,
     /// `busy` or `adaptive`.
     pub poll: &'static str,
     /// Kernel release.
@@ -389,8 +391,8 @@ impl Conditions {
         writeln!(out, "            offloads: host [{local}], target [{peer}]")?;
         writeln!(
             out,
-            "            Linux {}, {} CPUs, steal {:.1} %, longest run delay {:.0} µs",
-            self.kernel, self.cpus, self.steal_pct, self.run_delay_us_max
+            "            Linux {}, {} CPUs, qdisc {}, steal {:.1} %, longest run delay {:.0} µs",
+            self.kernel, self.cpus, self.qdisc, self.steal_pct, self.run_delay_us_max
         )?;
         for note in &self.notes {
             writeln!(out, "  note      {note}")?;

@@ -54,6 +54,11 @@ pub fn lane_args(end: &End, transport: TransportKind, poll: PollMode) -> LaneArg
     }
 }
 
+/// On which CPUs the ends of a rig run: ours, and a [`Peer`]'s.
+pub fn pinning() -> String {
+    format!("host on CPU 0, target on CPU {}", measure::cpus() - 1)
+}
+
 /// Where a target on this end is reached.
 pub fn target_addr(end: &End, transport: TransportKind) -> IpAddr {
     match transport {
