@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use moorline_stack::transport::ListenOptions;
 
+/// Largest MQES: a slot's index has 10 bits in a TTAG.
+pub(super) const MQES_MAX: u16 = 1023;
+
 /// A target's limits and timeouts.
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
@@ -54,6 +57,25 @@ pub struct TargetConfig {
 impl TargetConfig {
     /// Largest in-capsule data, bytes.
     pub const IN_CAPSULE_MAX: u32 = 128 << 10;
+
+    /// Largest transfer, bytes.
+    pub const fn transfer_max(&self) -> u32 {
+        4096 << self.mdts
+    }
+
+    /// # Panics
+    /// For values outside the ranges that the fields state.
+    pub(super) fn check(&self) {
+        let in_capsule = self.in_capsule_bytes;
+        assert!(in_capsule.is_multiple_of(16) && in_capsule <= Self::IN_CAPSULE_MAX);
+        assert!(self.h2c_data_bytes_max >= 4096 && self.h2c_data_bytes_max.is_multiple_of(4));
+        assert!((1..=8).contains(&self.mdts), "MDTS is 1 to 8");
+        assert!((31..=MQES_MAX).contains(&self.mqes), "MQES is 31 to 1023");
+        assert!((1..=256).contains(&self.io_queues_max), "I/O queues are 1 to 256");
+        assert!((1..=0x7FFF).contains(&self.controllers_max), "controllers are 1 to 32767");
+        assert!(self.conns_max > 0 && self.in_capsule_buffers > 0 && self.small_buffers > 0);
+        assert!(self.medium_buffers > 0 && (self.mdts <= 5 || self.large_buffers > 0));
+    }
 }
 
 impl Default for TargetConfig {

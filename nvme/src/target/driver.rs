@@ -4,24 +4,34 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
-use moorline_stack::{Instant, Transport};
+use moorline_stack::time::earliest;
+use moorline_stack::{Event, Instant, Transport};
 
+use super::core::Core;
 use super::{Subsystem, TargetConfig, TargetStats};
+
+/// Commands that one connection may bring in a turn.
+const TURN_COMMANDS: u32 = 64;
+/// Bytes that one connection may bring in a turn: a few of the largest PDUs.
+const TURN_BYTES: usize = 512 << 10;
+/// Descriptors that a wait looks at beside the transport's.
+const WAIT_FDS: usize = 64;
 
 /// A target. A turn is [`Target::turn`], then [`Target::flush`], then [`Target::wait`] where it
 /// may sleep.
+#[derive(Debug)]
 pub struct Target<T: Transport> {
     transport: T,
+    pub(super) core: Core,
 }
 
-#[allow(unused_variables, clippy::unimplemented)]
 impl<T: Transport> Target<T> {
     /// A target with its own transport, and no subsystem but discovery.
     ///
     /// # Panics
     /// For a configuration outside the ranges that its fields state.
     pub fn new(transport: T, config: TargetConfig) -> Self {
-        Self { transport }
+        Self { transport, core: Core::new(config) }
     }
 
     /// Adds a subsystem, reachable on all listeners.
@@ -29,7 +39,14 @@ impl<T: Transport> Target<T> {
     /// # Errors
     /// `InvalidInput` for names that are not valid, `AlreadyExists` for an NQN that is taken.
     pub fn add_subsystem(&mut self, subsystem: Subsystem) -> io::Result<()> {
-        unimplemented!()
+        subsystem.check()?;
+        if self.core.subsystems.iter().any(|sub| sub.nqn == subsystem.nqn) {
+            let what = format!("there is a subsystem {} already", subsystem.nqn);
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+        }
+        self.core.subsystems.push(subsystem);
+        self.core.discovery_changed();
+        Ok(())
     }
 
     /// Accepts connections to `addr`; discovery answers on every listener.
@@ -37,12 +54,106 @@ impl<T: Transport> Target<T> {
     /// # Errors
     /// The transport's, with the address in the message.
     pub fn listen(&mut self, now: Instant, addr: SocketAddr) -> io::Result<()> {
-        unimplemented!()
+        let listened = self.transport.listen(now, addr, &self.core.config.listen);
+        listened.map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}")))?;
+        self.core.listeners.push(addr);
+        self.core.discovery_changed();
+        Ok(())
     }
 
     /// Takes in what has arrived, executes, answers, and does what is due.
     pub fn turn(&mut self, now: Instant) {
-        unimplemented!()
+        self.transport.turn(now);
+        // Bounded by what the transport took in: a few events for each connection.
+        while let Some(event) = self.transport.poll_event() {
+            self.event(now, event);
+        }
+        for _ in 0..self.core.ready.len() {
+            self.serve_next(now);
+        }
+        self.core.retry();
+        self.core.poll_devices();
+        self.core.check_deadlines(now);
+        for _ in 0..self.core.to_send.len() {
+            self.transmit_next(now);
+        }
+        for (id, graceful) in self.core.closing.drain(..) {
+            if graceful {
+                self.transport.close(now, id);
+            } else {
+                self.transport.abort(now, id);
+            }
+        }
+    }
+
+    fn event(&mut self, now: Instant, event: Event) {
+        match event {
+            Event::Accepted { conn, local, peer } => self.core.accepted(now, conn, local, peer),
+            Event::Connected(_) => {}
+            Event::Readable(id) => {
+                if let Some(index) = self.core.index_of(id) {
+                    self.core.readable(index);
+                }
+            }
+            Event::Writable(id) => {
+                if let Some(index) = self.core.index_of(id) {
+                    self.core.dirty(index);
+                }
+            }
+            Event::PeerClosed(id) => {
+                if let Some(index) = self.core.index_of(id) {
+                    self.core.conn(index).peer_closed = true;
+                    self.core.readable(index);
+                }
+            }
+            Event::Closed(id, why) => {
+                if let Some(index) = self.core.index_of(id) {
+                    let conn = self.core.conn(index);
+                    tracing::debug!(peer = %conn.peer, qid = conn.qid, %why, "connection closed");
+                    self.core.remove(index, None);
+                }
+            }
+        }
+    }
+
+    /// Reads from the next connection that has something, within its budget.
+    fn serve_next(&mut self, now: Instant) {
+        let Self { transport, core } = self;
+        let Some(index) = core.ready.pop_front() else { return };
+        let Some(conn) = core.conns[index as usize].as_deref_mut() else { return };
+        conn.in_ready = false;
+        let id = conn.id;
+        core.commands = TURN_COMMANDS;
+        let mut bytes = TURN_BYTES;
+        // Something may be left in the decoder that needs no further bytes.
+        core.feed(now, index, &[]);
+        let mut left = false;
+        transport.recv(id, &mut |shown| {
+            let part = &shown[..shown.len().min(bytes)];
+            let taken = core.feed(now, index, part);
+            bytes -= taken;
+            left = taken < shown.len();
+            taken
+        });
+        // What a pause leaves is read when there is a buffer.
+        let paused = core.conns[index as usize].as_deref().is_none_or(|c| c.paused.is_some());
+        let out_of_budget = left || core.commands == 0;
+        if out_of_budget && !paused {
+            core.readable(index);
+        }
+        core.fed(index, !out_of_budget);
+    }
+
+    /// Sends for the next connection that has something, as much as there is room for.
+    fn transmit_next(&mut self, now: Instant) {
+        let Self { transport, core } = self;
+        let Some(index) = core.to_send.pop_front() else { return };
+        let Core { conns, pool, .. } = core;
+        let Some(conn) = conns[index as usize].as_deref_mut() else { return };
+        conn.in_dirty = false;
+        let id = conn.id;
+        // Refused room: `Writable` brings it back.
+        conn.transmit(now, pool, &mut |bytes| transport.send(id, bytes));
     }
 
     /// Puts the answers on the wire, with one wakeup.
@@ -50,9 +161,12 @@ impl<T: Transport> Target<T> {
         self.transport.flush(now);
     }
 
-    /// When the next turn is due if nothing arrives before.
+    /// When the next turn is due if nothing arrives before; in the past if at once.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        unimplemented!()
+        if self.core.is_busy() {
+            return Some(Instant::ZERO);
+        }
+        earliest(self.transport.poll_timeout(), self.core.next_check())
     }
 
     /// Sleeps until something arrives, a block device has finished something, one of `also`
@@ -61,12 +175,26 @@ impl<T: Transport> Target<T> {
     /// # Errors
     /// Of the wait itself.
     pub fn wait(&mut self, until: Option<Instant>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
-        unimplemented!()
+        if self.core.is_busy() {
+            return Ok(());
+        }
+        let until = earliest(until, self.poll_timeout());
+        let namespaces = self.core.subsystems.iter().flat_map(|sub| sub.namespaces.iter());
+        let busy = namespaces.flatten().filter(|ns| ns.in_flight > 0);
+        let mut fds = busy.filter_map(|ns| ns.bdev.fd()).chain(also.iter().copied());
+        let Some(first) = fds.next() else { return self.transport.wait(until, &[]) };
+        let mut all = [first; WAIT_FDS];
+        let mut len = 1;
+        for (place, fd) in all[1..].iter_mut().zip(fds) {
+            *place = fd;
+            len += 1;
+        }
+        self.transport.wait(until, &all[..len])
     }
 
     /// Counters since the target was made.
     pub fn stats(&self) -> TargetStats {
-        unimplemented!()
+        self.core.stats
     }
 
     /// The transport.

@@ -4,9 +4,21 @@
 //! exactly once, or its connection is gone; nothing that a peer sends can panic, grow memory, or
 //! stall another peer; every wait for a peer has a deadline.
 
+mod admin;
 mod config;
+mod conn;
+mod controller;
+mod core;
+mod discovery;
 mod driver;
+mod exec;
+mod fabrics;
+mod identify;
+mod io;
+mod log;
+mod pool;
 mod subsystem;
+mod transfer;
 
 pub use config::TargetConfig;
 pub use driver::Target;
@@ -48,3 +60,6 @@ pub struct TargetStats {
     /// Commands that had to wait for a buffer.
     pub buffer_waits: u64,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! A host and a target over a pipe, in virtual time.
+
+use std::time::Duration;
+
+use moorline_stack::Instant;
+use moorline_stack::mem::{Arena, IoBuf};
+use moorline_stack::pipe::{Pipe, PipeOptions};
+use moorline_stack::time::earliest;
+
+use super::{Subsystem, Target, TargetConfig};
+use crate::bdev::Ram;
+use crate::host::{
+    AdminCommand, AdminDone, CtrlConfig, CtrlId, Host, HostEvent, HostIdentity, HostLimits, Io,
+    IoDone, IoOp,
+};
+use crate::spec::Status;
+
+const NQN: &str = "nqn.2026-01.io.moorline:test";
+const ADDR: &str = "10.0.0.2:4420";
+
+/// Both ends, and their clock.
+struct Pair {
+    now: Instant,
+    host: Host<Pipe>,
+    target: Target<Pipe>,
+    arena: Arena,
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+impl Pair {
+    fn new(seed: u64, pipe: PipeOptions, config: TargetConfig) -> Self {
+        let (near, far) = Pipe::pair(seed, pipe);
+        let identity =
+            HostIdentity { hostnqn: "nqn.2026-01.io.moorline:host".into(), hostid: [7; 16] };
+        let host = Host::new(near, identity, HostLimits::default());
+        let mut target = Target::new(far, config);
+        let mut subsystem = Subsystem::new(NQN);
+        subsystem.add_namespace(1, Box::new(Ram::new(512, 1 << 16))).unwrap();
+        subsystem.add_namespace(3, Box::new(Ram::new(4096, 1 << 12))).unwrap();
+        target.add_subsystem(subsystem).unwrap();
+        target.listen(Instant::ZERO, ADDR.parse().unwrap()).unwrap();
+        Self { now: Instant::ZERO, host, target, arena: Arena::new(64 << 20) }
+    }
+
+    /// A turn of each, then on to whatever is due next, but no later than `until`.
+    fn step(&mut self, until: Instant) {
+        self.host.turn(self.now);
+        self.host.flush(self.now);
+        self.target.turn(self.now);
+        self.target.flush(self.now);
+        let next = earliest(self.host.poll_timeout(), self.target.poll_timeout());
+        let next = next.unwrap_or(until).min(until);
+        self.now = next.max(self.now + Duration::from_nanos(100));
+    }
+
+    fn run_for(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.now < until {
+            self.step(until);
+        }
+    }
+
+    fn run_until<R>(&mut self, mut done: impl FnMut(&mut Self) -> Option<R>) -> R {
+        let limit = self.now + ms(60_000);
+        for _ in 0..2_000_000 {
+            if let Some(result) = done(self) {
+                return result;
+            }
+            assert!(self.now < limit, "nothing came of it in a minute");
+            self.step(limit);
+        }
+        panic!("too many turns");
+    }
+
+    fn connect(&mut self, config: CtrlConfig) -> CtrlId {
+        let ctrl = self.host.connect(self.now, config).unwrap();
+        self.run_until(|pair| match pair.host.poll_event()? {
+            HostEvent::Live { .. } => Some(()),
+            event => panic!("{event:?}"),
+        });
+        ctrl
+    }
+
+    fn io(&mut self, ctrl: CtrlId, io: Io) -> IoDone {
+        self.host.submit(self.now, ctrl, 0, io).unwrap();
+        self.run_until(|pair| pair.host.poll_io())
+    }
+
+    fn admin(&mut self, ctrl: CtrlId, command: AdminCommand) -> AdminDone {
+        self.host.admin(self.now, ctrl, 1, command).unwrap();
+        self.run_until(|pair| pair.host.poll_admin())
+    }
+
+    fn buf(&mut self, len: usize, fill: u8) -> IoBuf {
+        let mut buf = self.arena.take(len).unwrap();
+        buf.fill(fill);
+        buf
+    }
+}
+
+fn config() -> CtrlConfig {
+    CtrlConfig::new(ADDR.parse().unwrap(), NQN)
+}
+
+fn io(op: IoOp, nsid: u32, lba: u64, blocks: u32, buf: Option<IoBuf>) -> Io {
+    Io { tag: 1, op, nsid, lba, blocks, buf, buf_offset: 0 }
+}
+
+/// Writes, reads back, and looks at what is beside it.
+fn write_and_read(pair: &mut Pair, ctrl: CtrlId, nsid: u32, lba: u64, blocks: u32, len: usize) {
+    let mut buf = pair.buf(len, 0);
+    for (at, byte) in buf.iter_mut().enumerate() {
+        *byte = (at / 7 + at * 3) as u8 ^ len.ilog2() as u8;
+    }
+    let expected = buf.to_vec();
+    let done = pair.io(ctrl, io(IoOp::Write { fua: false }, nsid, lba, blocks, Some(buf)));
+    assert_eq!(done.status, Status::SUCCESS);
+    let buf = pair.buf(len, 0xEE);
+    let done = pair.io(ctrl, io(IoOp::Read, nsid, lba, blocks, Some(buf)));
+    assert_eq!(done.status, Status::SUCCESS);
+    assert!(done.buf.unwrap()[..len] == expected, "{len} bytes at {lba}");
+}
+
+#[test]
+fn a_host_connects_writes_and_reads() {
+    let mut pair = Pair::new(1, PipeOptions::default(), TargetConfig::default());
+    let ctrl = pair.connect(config());
+    let info = pair.host.controller(ctrl).clone();
+    assert_eq!(info.namespaces.iter().map(|ns| ns.nsid).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(info.kato, ms(5000));
+    for blocks in [1, 8, 16, 17, 256, 2048] {
+        write_and_read(&mut pair, ctrl, 1, 5, blocks, blocks as usize * 512);
+    }
+    write_and_read(&mut pair, ctrl, 3, 100, 1, 4096);
+    assert!(pair.target.core.pool.is_whole());
+}
+
+#[test]
+fn streams_cut_anywhere_and_digests_change_nothing() {
+    for seed in 0..8 {
+        let pipe = PipeOptions { cut_max: 1 + seed as usize * 97, ..PipeOptions::default() };
+        let mut pair = Pair::new(seed, pipe, TargetConfig::default());
+        let (hdgst, ddgst) = (seed & 1 != 0, seed & 2 != 0);
+        let sq_flow_control = seed & 4 != 0;
+        let ctrl = pair.connect(CtrlConfig { hdgst, ddgst, sq_flow_control, ..config() });
+        for blocks in [1, 9, 64] {
+            write_and_read(&mut pair, ctrl, 1, 0, blocks, blocks as usize * 512);
+        }
+        assert!(pair.target.core.pool.is_whole());
+        assert_eq!(pair.target.stats().fatal, 0);
+    }
+}
