@@ -98,7 +98,7 @@ pub struct Decoder {
     rest: Rest,
     /// The header at hand and its digest; kept until the next one starts.
     header: [u8; PDU_HEADER_BYTES_MAX],
-    /// Bytes of `header` that are a header, for a TermReq.
+    /// Bytes of `header` that are one PDU's, for a TermReq.
     known: usize,
     tail: [u8; DIGEST_BYTES],
     fatal: Option<Fatal>,
@@ -163,10 +163,12 @@ impl Decoder {
                 Rest::Header { filled, need } => {
                     let filled = filled + fill(&mut self.header[filled..need], input);
                     self.rest = Rest::Header { filled, need };
+                    if filled > 0 {
+                        self.known = filled;
+                    }
                     if filled < need {
                         return Ok(None);
                     }
-                    self.known = need;
                     if need == CH_BYTES {
                         let need = self.check_common_header()?;
                         self.rest = Rest::Header { filled, need };
