@@ -7,4 +7,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod commands;
+mod reach;
 mod support;
