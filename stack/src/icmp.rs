@@ -230,3 +230,185 @@ pub(crate) fn write_ipv6_header(
     header[24..40].copy_from_slice(&dst.octets());
     IPV6_HEADER_LEN
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::eth::{Frame, HEADER_LEN, Header, Packet, ethertype};
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// An IP packet in a frame, as it would be received.
+    fn frame(packet: &[u8]) -> Vec<u8> {
+        let ethertype = if packet[0] >> 4 == 4 { ethertype::IPV4 } else { ethertype::IPV6 };
+        let mut frame = vec![0; HEADER_LEN];
+        Header { dst: [2; 6], src: [4; 6], vlan: None, ethertype }.write(&mut frame);
+        frame.extend(packet);
+        frame
+    }
+
+    fn message(src: &str, dst: &str, body: &[u8]) -> Vec<u8> {
+        let (src, dst) = (ip(src), ip(dst));
+        let mut out = vec![0; 200];
+        let protocol = if src.is_ipv4() { protocol::ICMPV4 } else { protocol::ICMPV6 };
+        let header = write_ip_header(src, dst, protocol, body.len(), &mut out).unwrap();
+        out.truncate(header);
+        let mut body = body.to_vec();
+        fill_checksum(src, dst, &mut body);
+        out.extend(body);
+        frame(&out)
+    }
+
+    fn datagram(frame: &[u8]) -> Datagram<'_> {
+        match Frame::parse(frame).unwrap().packet {
+            Packet::Icmp(datagram) => datagram,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn segment(frame: &[u8]) -> Segment<'_> {
+        match Frame::parse(frame).unwrap().packet {
+            Packet::Tcp(segment) => segment,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn echo_is_answered_with_the_same_bytes() {
+        for (src, dst, ask, answer) in
+            [("10.0.0.2", "10.0.0.1", 8, 0), ("fd00::2", "fd00::1", 128, 129)]
+        {
+            let request = message(src, dst, &[ask, 0, 0, 0, 1, 2, 3, 4, 5]);
+            let mut out = [0; 100];
+            let len = echo_reply(&datagram(&request), &mut out).unwrap();
+            let reply = frame(&out[..len]);
+            let reply = datagram(&reply);
+            assert_eq!((reply.src, reply.dst), (ip(dst), ip(src)));
+            assert_eq!((reply.message[0], &reply.message[4..]), (answer, &[1, 2, 3, 4, 5][..]));
+            assert!(checksum_ok(&reply));
+        }
+    }
+
+    #[test]
+    fn echo_that_is_not_sound_is_not_answered() {
+        let mut out = [0; 100];
+        let mut answer = |frame: &[u8]| echo_reply(&datagram(frame), &mut out);
+        assert_eq!(answer(&message("10.0.0.2", "10.0.0.1", &[0; 8])), None, "a reply");
+        let ask = [8, 0, 0, 0, 1, 2, 3, 4];
+        assert_eq!(answer(&message("10.0.0.2", "255.255.255.255", &ask)), None, "to all");
+        assert_eq!(answer(&message("224.0.0.1", "10.0.0.1", &ask)), None, "from a group");
+        let mut broken = message("10.0.0.2", "10.0.0.1", &ask);
+        *broken.last_mut().unwrap() ^= 1;
+        assert_eq!(answer(&broken), None, "checksum");
+        assert_eq!(
+            echo_reply(&datagram(&message("10.0.0.2", "10.0.0.1", &ask)), &mut [0; 27]),
+            None
+        );
+    }
+
+    /// A segment from `src` to `dst` with `payload` bytes.
+    fn tcp(src: &str, dst: &str, bits: u8, payload: usize) -> Vec<u8> {
+        let mut tcp = vec![0; 20 + payload];
+        tcp[..14].copy_from_slice(&[0, 100, 0, 200, 0, 0, 0, 7, 0, 0, 0, 9, 0x50, bits]);
+        let mut out = vec![0; 40];
+        let header = write_ip_header(ip(src), ip(dst), protocol::TCP, tcp.len(), &mut out).unwrap();
+        out.truncate(header);
+        out.extend(tcp);
+        frame(&out)
+    }
+
+    #[test]
+    fn rst_takes_its_numbers_from_what_it_answers() {
+        for (src, dst) in [("10.0.0.2", "10.0.0.1"), ("fd00::2", "fd00::1")] {
+            for (bits, payload, expected) in [
+                (flags::ACK, 3, (9, 0, flags::RST)),
+                (flags::SYN | flags::ACK, 0, (9, 0, flags::RST)),
+                (flags::SYN, 0, (0, 8, flags::RST | flags::ACK)),
+                (flags::FIN, 3, (0, 11, flags::RST | flags::ACK)),
+            ] {
+                let mut out = [0; RST_LEN_MAX];
+                let len = rst_for(&segment(&tcp(src, dst, bits, payload)), &mut out).unwrap();
+                let reply = frame(&out[..len]);
+                let rst = segment(&reply);
+                assert_eq!((rst.seq, rst.ack, rst.flags), expected);
+                assert_eq!((rst.flow.local.port(), rst.flow.remote.port()), (100, 200));
+                assert_eq!((rst.flow.local.ip(), rst.flow.remote.ip()), (ip(src), ip(dst)));
+                let tcp = &out[len - 20..len];
+                assert_eq!(sum(ip(dst), ip(src), IpProtocol::Tcp, tcp), 0xffff);
+            }
+        }
+    }
+
+    #[test]
+    fn rst_is_never_answered_and_groups_get_none() {
+        let mut out = [0; RST_LEN_MAX];
+        let mut answer = |frame: &[u8]| rst_for(&segment(frame), &mut out);
+        assert_eq!(answer(&tcp("10.0.0.2", "10.0.0.1", flags::RST, 0)), None);
+        assert_eq!(answer(&tcp("10.0.0.2", "224.0.0.1", flags::SYN, 0)), None);
+        assert_eq!(answer(&tcp("255.255.255.255", "10.0.0.1", flags::SYN, 0)), None);
+    }
+
+    fn error(kind: u8, code: u8, word: u32, quoted: &[u8]) -> Vec<u8> {
+        let (router, us) = match quoted[0] >> 4 {
+            4 => ("10.0.0.254", "10.0.0.1"),
+            _ => ("fd00::fe", "fd00::1"),
+        };
+        let body = [&[kind, code, 0, 0], &word.to_be_bytes()[..], quoted].concat();
+        message(router, us, &body)
+    }
+
+    #[test]
+    fn errors_hint_at_the_connection_that_they_quote() {
+        let flow = |local: &str, remote: &str| FlowKey {
+            local: SocketAddr::new(ip(local), 100),
+            remote: SocketAddr::new(ip(remote), 200),
+        };
+        let sent = tcp("10.0.0.1", "192.0.2.1", flags::SYN, 0);
+        let quoted = &sent[HEADER_LEN..HEADER_LEN + 28];
+        let four = flow("10.0.0.1", "192.0.2.1");
+        let unreachable = HintKind::Unreachable { code: 1 };
+        assert_eq!(
+            hint(&datagram(&error(3, 1, 0, quoted))),
+            Some(Hint { flow: four, seq: 7, kind: unreachable })
+        );
+        assert_eq!(
+            hint(&datagram(&error(3, 4, 1400, quoted))),
+            Some(Hint { flow: four, seq: 7, kind: HintKind::TooBig { mtu: 1400 } })
+        );
+        assert_eq!(hint(&datagram(&error(3, 1, 0, &quoted[..27]))), None, "cut short");
+        assert_eq!(hint(&datagram(&error(11, 0, 0, quoted))), None, "time exceeded");
+
+        let sent = tcp("fd00::1", "2001:db8::1", flags::SYN, 0);
+        let quoted = &sent[HEADER_LEN..HEADER_LEN + 48];
+        assert_eq!(
+            hint(&datagram(&error(2, 0, 1280, quoted))),
+            Some(Hint {
+                flow: flow("fd00::1", "2001:db8::1"),
+                seq: 7,
+                kind: HintKind::TooBig { mtu: 1280 }
+            })
+        );
+        let foreign = tcp("fd00::7", "2001:db8::1", flags::SYN, 0);
+        assert_eq!(hint(&datagram(&error(1, 0, 0, &foreign[HEADER_LEN..]))), None, "not ours");
+    }
+
+    proptest! {
+        #[test]
+        fn random_messages_never_panic(
+            six: bool,
+            bytes in proptest::collection::vec(any::<u8>(), 8..120),
+        ) {
+            let (src, dst) = if six { ("fd00::2", "fd00::1") } else { ("10.0.0.2", "10.0.0.1") };
+            let (src, dst) = (ip(src), ip(dst));
+            let mut message = bytes;
+            fill_checksum(src, dst, &mut message);
+            let datagram = Datagram { src, dst, hop_limit: 64, message: &message };
+            let _ = hint(&datagram);
+            let _ = echo_reply(&datagram, &mut [0; 100]);
+        }
+    }
+}

@@ -23,14 +23,14 @@ use std::time::Duration;
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, acceptfrom_with, bind, connect, getsockname, listen, sockopt};
+use rustix::net::{SocketFlags, acceptfrom_with, connect, getsockname, sockopt};
 
 use crate::Instant;
 use crate::deadlines::Deadlines;
 use crate::transport::{
     Cause, ConnId, ConnOptions, Event, ListenOptions, Stage, Transport, TransportStats,
 };
-use conn::Conn;
+use conn::{Conn, Listener};
 
 /// Bytes read from one connection in a turn; the rest waits for its next round.
 const READ_BYTES_MAX: usize = 256 << 10;
@@ -68,14 +68,6 @@ pub struct KernelSockets {
 struct Slot {
     generation: u32,
     conn: Option<Conn>,
-}
-
-#[derive(Debug)]
-struct Listener {
-    fd: OwnedFd,
-    local: SocketAddr,
-    options: ListenOptions,
-    open: usize,
 }
 
 impl fmt::Debug for KernelSockets {
@@ -426,18 +418,11 @@ impl Transport for KernelSockets {
         local: SocketAddr,
         options: &ListenOptions,
     ) -> io::Result<()> {
-        let fd = conn::socket(local)?;
-        sockopt::set_socket_reuseaddr(&fd, true)?;
-        if local.is_ipv6() {
-            sockopt::set_ipv6_v6only(&fd, true)?;
-        }
-        bind(&fd, &local)?;
-        listen(&fd, i32::try_from(options.half_open_max).unwrap_or(i32::MAX))?;
-        let local = SocketAddr::try_from(getsockname(&fd)?)?;
+        let listener = Listener::open(local, options)?;
         let data = epoll::EventData::new_u64(LISTENER | self.listeners.len() as u64);
-        epoll::add(&self.epoll, &fd, data, epoll::EventFlags::IN)?;
+        epoll::add(&self.epoll, &listener.fd, data, epoll::EventFlags::IN)?;
         self.stats.syscalls += 6;
-        self.listeners.push(Listener { fd, local, options: options.clone(), open: 0 });
+        self.listeners.push(listener);
         Ok(())
     }
 
@@ -606,6 +591,8 @@ fn timespec(duration: Duration) -> Timespec {
 
 #[cfg(test)]
 mod tests {
+    use rustix::net::{bind, listen};
+
     use super::*;
 
     /// Two engines on loopback, driven by turns.

@@ -8,6 +8,7 @@
 //! An address of ours is probed before use (RFC 5227 §2.1.1, RFC 4862 §5.4, at our own pace), then
 //! announced, and defended. Formats: [`super::wire`].
 
+mod state;
 mod wire;
 
 use std::collections::VecDeque;
@@ -18,6 +19,8 @@ use crate::Instant;
 use crate::eth::{Arp, ArpOp, Datagram, Mac};
 use crate::route::{common_prefix, is_unicast};
 use crate::time::earliest;
+
+use state::{Entry, Own, OwnState, State};
 
 pub use wire::PACKET_LEN_MAX;
 
@@ -111,88 +114,6 @@ pub struct NeighbourStats {
     pub overflows: u64,
     /// ND messages that were malformed, or that had passed a router.
     pub malformed: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Configured: never asked, never changed.
-    Static(Mac),
-    /// Asked `tries` times; `next` is the next try or failure, `None` while no address of ours is
-    /// ready to ask from. `old` is where the first try goes.
-    Probing { old: Option<Mac>, tries: u8, next: Option<Instant> },
-    /// Answered, and trusted until then. `used`: somebody resolved it since.
-    Reachable { mac: Mac, until: Instant, used: bool },
-    /// Used, and asked again meanwhile.
-    Refreshing { mac: Mac, tries: u8, next: Instant },
-    /// Not used since it answered; to be asked before use.
-    Stale { mac: Mac },
-    /// Did not answer; not tried again until then.
-    Failed { until: Instant },
-}
-
-impl State {
-    fn deadline(&self) -> Option<Instant> {
-        match *self {
-            Self::Static(_) | Self::Stale { .. } | Self::Failed { .. } => None,
-            Self::Probing { next, .. } => next,
-            Self::Reachable { until, .. } => Some(until),
-            Self::Refreshing { next, .. } => Some(next),
-        }
-    }
-
-    fn mac(&self) -> Option<Mac> {
-        match *self {
-            Self::Static(mac)
-            | Self::Reachable { mac, .. }
-            | Self::Refreshing { mac, .. }
-            | Self::Stale { mac } => Some(mac),
-            Self::Probing { .. } | Self::Failed { .. } => None,
-        }
-    }
-
-    fn evictable(&self) -> bool {
-        match self {
-            Self::Reachable { used, .. } => !used,
-            Self::Stale { .. } | Self::Failed { .. } => true,
-            Self::Static(_) | Self::Probing { .. } | Self::Refreshing { .. } => false,
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    ip: IpAddr,
-    state: State,
-    /// When the state was entered: the oldest is evicted first.
-    since: Instant,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OwnState {
-    Probing { sent: u8, next: Instant },
-    Announcing { left: u8, next: Instant },
-    Ready,
-    Conflict,
-}
-
-#[derive(Clone, Debug)]
-struct Own {
-    ip: IpAddr,
-    state: OwnState,
-    defended: Option<Instant>,
-}
-
-impl Own {
-    fn ready(&self) -> bool {
-        matches!(self.state, OwnState::Announcing { .. } | OwnState::Ready)
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        match self.state {
-            OwnState::Probing { next, .. } | OwnState::Announcing { next, .. } => Some(next),
-            OwnState::Ready | OwnState::Conflict => None,
-        }
-    }
 }
 
 /// A packet wanted, written when it is asked for.
@@ -644,3 +565,6 @@ impl Neighbours {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

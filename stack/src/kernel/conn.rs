@@ -1,6 +1,6 @@
-//! One kernel socket with its rings.
+//! One kernel socket with its rings, and the listeners that connections come from.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -8,12 +8,12 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags, SocketType,
-    recv, send, sendmsg, shutdown, socket_with, sockopt,
+    bind, getsockname, listen, recv, send, sendmsg, shutdown, socket_with, sockopt,
 };
 
 use super::ring::Ring;
 use crate::Instant;
-use crate::transport::{Cause, ConnOptions, Stage, Why};
+use crate::transport::{Cause, ConnOptions, ListenOptions, Stage, Why};
 
 /// A connection of ours, from SYN to the end.
 #[derive(Debug)]
@@ -176,6 +176,31 @@ impl Conn {
     /// Makes the end of this connection a RST.
     pub fn reset_on_close(&self) {
         reset_on_close(&self.fd);
+    }
+}
+
+/// A socket that connections are accepted from.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub fd: OwnedFd,
+    /// With the port that the kernel chose, if that was 0.
+    pub local: SocketAddr,
+    pub options: ListenOptions,
+    /// Its connections that are open.
+    pub open: usize,
+}
+
+impl Listener {
+    pub fn open(local: SocketAddr, options: &ListenOptions) -> io::Result<Self> {
+        let fd = socket(local)?;
+        sockopt::set_socket_reuseaddr(&fd, true)?;
+        if local.is_ipv6() {
+            sockopt::set_ipv6_v6only(&fd, true)?;
+        }
+        bind(&fd, &local)?;
+        listen(&fd, i32::try_from(options.half_open_max).unwrap_or(i32::MAX))?;
+        let local = SocketAddr::try_from(getsockname(&fd)?)?;
+        Ok(Self { fd, local, options: options.clone(), open: 0 })
     }
 }
 
