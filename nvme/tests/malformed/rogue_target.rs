@@ -1,135 +1,25 @@
-//! Peers that break the protocol, over the pipe, in virtual time: whatever they send, the other
-//! side says so with a TermReq (FES, FEI and the offending header), ends the connection within
-//! its deadline, and lives on.
+//! Targets that break the protocol, and what the host says to them.
 
-#![allow(clippy::unwrap_used)] // a test, helpers included
-
-use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use moorline_nvme::host::{Cause, CtrlConfig, Host, HostEvent, HostIdentity, HostLimits};
 use moorline_nvme::pdu::fes::offset;
-use moorline_nvme::pdu::{
-    Data, Decoder, Fatal, HeaderBuf, ICResp, Item, Limits, Params, Pdu, R2T, Role, TermReq,
-};
+use moorline_nvme::pdu::{Data, Fatal, ICResp, Pdu, Role};
 use moorline_nvme::spec::opcode::{admin, fctype};
 use moorline_nvme::spec::{Cap, Cc, Cqe, Csts, Property, Sqe, Status, property};
 use moorline_stack::pipe::{Pipe, PipeOptions};
 use moorline_stack::time::earliest;
 use moorline_stack::transport::ListenOptions;
-use moorline_stack::{ConnId, Event, Instant, Transport};
+use moorline_stack::{Instant, Transport};
 use zerocopy::little_endian::U16;
 
-const PLAIN: Params = Params { hdgst: false, ddgst: false, pda: 0 };
-const SUBNQN: &str = "nqn.2026-01.org.moorline:malformed";
-
-fn address() -> SocketAddr {
-    "10.0.0.2:4420".parse().unwrap()
-}
-
-/// One end of a connection without any machine behind it: what came is kept, what to send is
-/// the test's.
-struct Raw {
-    pipe: Pipe,
-    conn: Option<ConnId>,
-    decoder: Decoder,
-    /// PDUs received and not yet looked at.
-    pdus: VecDeque<Pdu>,
-    /// Every byte received.
-    received: Vec<u8>,
-    peer_closed: bool,
-    closed: bool,
-}
-
-impl Raw {
-    fn new(pipe: Pipe, role: Role) -> Self {
-        Self {
-            pipe,
-            conn: None,
-            decoder: Decoder::new(role, Limits::default()),
-            pdus: VecDeque::new(),
-            received: Vec::new(),
-            peer_closed: false,
-            closed: false,
-        }
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        let conn = self.conn.expect("connected");
-        assert_eq!(self.pipe.send(conn, bytes), bytes.len());
-    }
-
-    fn turn(&mut self, now: Instant) {
-        self.pipe.turn(now);
-        while let Some(event) = self.pipe.poll_event() {
-            match event {
-                Event::Accepted { conn, .. } => {
-                    assert!(self.conn.replace(conn).is_none(), "a second connection");
-                }
-                Event::Connected(_) | Event::Writable(_) => {}
-                Event::Readable(_) => self.receive(),
-                Event::PeerClosed(_) => {
-                    self.receive();
-                    self.peer_closed = true;
-                }
-                Event::Closed(..) => self.closed = true,
-            }
-        }
-    }
-
-    fn receive(&mut self) {
-        let Self { pipe, decoder, pdus, received, .. } = self;
-        pipe.recv(self.conn.expect("connected"), &mut |bytes| {
-            received.extend_from_slice(bytes);
-            let mut input = bytes;
-            while let Some(item) = decoder.next(&mut input).expect("the other side keeps the rules")
-            {
-                let Item::Pdu(pdu) = item else { continue };
-                if matches!(pdu, Pdu::ICReq(_) | Pdu::ICResp(_)) {
-                    decoder.set_params(PLAIN);
-                }
-                pdus.push_back(pdu);
-            }
-            bytes.len()
-        });
-    }
-
-    /// Checks that a TermReq came last, and that it is about one of the PDUs in `bad`.
-    fn assert_told(&mut self, name: &str, fatal: Fatal, bad: &[u8]) {
-        let told = match self.pdus.pop_back() {
-            Some(Pdu::H2CTermReq(term) | Pdu::C2HTermReq(term)) => term,
-            other => panic!("{name}: {other:?} is no TermReq"),
-        };
-        assert_eq!(told, TermReq { fes: fatal.fes(), fei: fatal.fei() }, "{name}");
-        let received = &self.received;
-        let copy = [8, 24, 72, 128].into_iter().find_map(|hlen| {
-            let term = received.get(received.len().checked_sub(24 + hlen)?..)?;
-            (term[2..8] == [24, 0, 24 + hlen as u8, 0, 0, 0]).then(|| &term[24..])
-        });
-        let copy = copy.unwrap_or_else(|| panic!("{name}: no copy of the header"));
-        assert!(bad.windows(copy.len()).any(|bad| bad == copy), "{name}: {copy:02x?}");
-    }
-}
-
-fn header(pdu: Pdu) -> Vec<u8> {
-    HeaderBuf::encode(&pdu, &PLAIN).bytes().to_vec()
-}
-
-/// A header with some bytes changed.
-fn spoilt(pdu: Pdu, changes: &[(usize, u8)]) -> Vec<u8> {
-    let mut bytes = header(pdu);
-    changes.iter().for_each(|(at, value)| bytes[*at] = *value);
-    bytes
-}
+use super::{Raw, SUBNQN, address, field, garbage, header, icresp, r2t, spoilt};
 
 fn response(cid: u16, status: Status) -> Pdu {
     let mut cqe = Cqe::new(cid, status);
     cqe.sqhd = U16::new(0xFFFF);
     Pdu::CapsuleResp { cqe }
 }
-
-// Towards the host.
 
 /// When the target begins to misbehave: instead of the answer to this.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -144,17 +34,21 @@ enum When {
 struct Rogue {
     raw: Raw,
     when: When,
-    bad: fn(u16) -> Vec<u8>,
+    bad: Box<dyn Fn(u16) -> Vec<u8>>,
     /// What it sent then.
     sent: Option<Vec<u8>>,
     cc: Cc,
 }
 
 impl Rogue {
+    fn next_pdu(&mut self) -> Option<Pdu> {
+        self.raw.conns.last_mut()?.pdus.pop_front()
+    }
+
     fn turn(&mut self, now: Instant) {
         self.raw.turn(now);
         while self.sent.is_none()
-            && let Some(pdu) = self.raw.pdus.pop_front()
+            && let Some(pdu) = self.next_pdu()
         {
             self.answer(pdu);
         }
@@ -214,23 +108,11 @@ fn moment(sqe: &Sqe) -> Option<When> {
     }
 }
 
-fn icresp(changes: &[(usize, u8)]) -> Vec<u8> {
-    spoilt(Pdu::ICResp(ICResp { maxh2cdata: 8192, ..ICResp::default() }), changes)
-}
-
 /// C2HData with as many bytes as its header says.
 fn c2h(cccid: u16, datao: u32, datal: u32, last: bool, success: bool) -> Vec<u8> {
     let mut bytes = header(Pdu::C2HData(Data { cccid, ttag: 0, datao, datal, last, success }));
     bytes.resize(bytes.len() + datal as usize, 0xDA);
     bytes
-}
-
-fn r2t(cccid: u16) -> Pdu {
-    Pdu::R2T(R2T { cccid, ttag: 1, r2to: 0, r2tl: 1024 })
-}
-
-const fn field(offset: u32) -> Fatal {
-    Fatal::InvalidHeaderField(offset)
 }
 
 /// What a target can do wrong, and what the host says to it.
@@ -385,7 +267,7 @@ fn host_against(seed: u64, options: PipeOptions, sin: &TargetSin) {
     let mut now = Instant::from_nanos(1);
     let mut raw = Raw::new(b, Role::Controller);
     raw.pipe.listen(now, address(), &ListenOptions::default()).unwrap();
-    let mut rogue = Rogue { raw, when, bad, sent: None, cc: Cc::default() };
+    let mut rogue = Rogue { raw, when, bad: Box::new(bad), sent: None, cc: Cc::default() };
     let mut host = host(a);
     let ctrl = host.connect(now, CtrlConfig::new(address(), SUBNQN)).unwrap();
 
@@ -395,8 +277,9 @@ fn host_against(seed: u64, options: PipeOptions, sin: &TargetSin) {
     };
     assert_eq!((*failed, &failure.cause), (ctrl, &Cause::Protocol(fatal)), "{name}");
     let bad = rogue.sent.take().expect("it had its moment");
-    rogue.raw.assert_told(name, fatal, &bad);
-    assert!(rogue.raw.peer_closed || rogue.raw.closed, "{name}: still open");
+    rogue.raw.conn().assert_told(name, fatal, &bad);
+    let conn = rogue.raw.conn();
+    assert!(conn.peer_closed || conn.closed, "{name}: still open");
     // A target that does not close its side either is left within the TermReq's deadline.
     while let Some(next) = host.poll_timeout() {
         assert!(next <= now + Duration::from_secs(2), "{name}: something waits for long");
@@ -421,5 +304,39 @@ fn a_host_sees_the_same_wherever_the_stream_is_cut() {
     for (seed, sin) in TARGET_SINS.iter().enumerate() {
         let options = PipeOptions { cut_max: 9, ..PipeOptions::default() };
         host_against(seed as u64, options, sin);
+    }
+}
+
+#[test]
+fn a_host_withstands_random_pdus() {
+    for seed in 0..300 {
+        let whens = [When::ICReq, When::Connect, When::PropertyGet, When::Identify];
+        let bad = move |cid| {
+            let data = Data { cccid: cid, datal: 256, last: true, ..Data::default() };
+            let pdus = [
+                Pdu::ICResp(ICResp { maxh2cdata: 8192, ..ICResp::default() }),
+                response(cid, Status::SUCCESS),
+                Pdu::C2HData(data),
+                r2t(cid),
+            ];
+            garbage(seed, pdus[seed as usize / 4 % 4])
+        };
+        let (a, b) = Pipe::pair(seed, PipeOptions::default());
+        let mut now = Instant::from_nanos(1);
+        let mut raw = Raw::new(b, Role::Controller);
+        raw.pipe.listen(now, address(), &ListenOptions::default()).unwrap();
+        let when = whens[seed as usize % 4];
+        let mut rogue = Rogue { raw, when, bad: Box::new(bad), sent: None, cc: Cc::default() };
+        let mut host = host(a);
+        host.connect(now, CtrlConfig::new(address(), SUBNQN)).unwrap();
+        let mut events = talk(&mut host, &mut rogue, &mut now);
+        // Told at once, or given up at a deadline of its own; never both, never neither.
+        while let Some(next) = host.poll_timeout() {
+            assert!(next <= now + Duration::from_secs(10), "seed {seed}");
+            now = next.max(now);
+            events.extend(talk(&mut host, &mut rogue, &mut now));
+        }
+        assert!(matches!(events[..], [HostEvent::Failed { .. }]), "seed {seed}: {events:?}");
+        assert_eq!(host.transport().conns(), 0, "seed {seed}");
     }
 }
