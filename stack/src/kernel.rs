@@ -16,11 +16,10 @@ mod ring;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
-use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with, connect, getsockname, sockopt};
@@ -37,9 +36,11 @@ const READ_BYTES_MAX: usize = 256 << 10;
 /// Connections accepted from one listener in a turn.
 const ACCEPTS_MAX: usize = 64;
 /// Readiness events taken in a turn.
-const EPOLL_EVENTS_MAX: usize = 256;
+const EPOLL_EVENTS_MAX: usize = 64;
 /// Turns in a row that may read the last active connection instead of asking `epoll`.
 const DIRECT_TURNS_MAX: u32 = 8;
+/// Descriptors that can be waited for beside our own.
+const ALSO_MAX: usize = 15;
 /// Set in the `epoll` data of listeners.
 const LISTENER: u64 = 1 << 63;
 
@@ -54,7 +55,7 @@ pub struct KernelSockets {
     /// Connect and drain deadlines, by slot.
     deadlines: Deadlines,
     /// Readiness not looked at yet.
-    ready: Vec<epoll::Event>,
+    ready: Vec<(epoll::EventFlags, u64)>,
     to_read: VecDeque<u32>,
     to_write: Vec<u32>,
     to_ack: Vec<u32>,
@@ -91,7 +92,7 @@ impl KernelSockets {
             free: Vec::new(),
             listeners: Vec::new(),
             conns_max,
-            events: VecDeque::with_capacity(4 * EPOLL_EVENTS_MAX),
+            events: VecDeque::with_capacity(16 * EPOLL_EVENTS_MAX),
             deadlines: Deadlines::default(),
             ready: Vec::with_capacity(EPOLL_EVENTS_MAX),
             to_read: VecDeque::new(),
@@ -207,8 +208,13 @@ impl KernelSockets {
 
     fn ask_epoll(&mut self, timeout: Option<&Timespec>) -> io::Result<()> {
         self.stats.syscalls += 1;
-        match epoll::wait(&self.epoll, spare_capacity(&mut self.ready), timeout) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
+        let mut events = [MaybeUninit::uninit(); EPOLL_EVENTS_MAX];
+        match epoll::wait(&self.epoll, &mut events, timeout) {
+            Ok((events, _)) => {
+                self.ready.extend(events.iter().map(|event| (event.flags, event.data.u64())));
+                Ok(())
+            }
+            Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -217,8 +223,7 @@ impl KernelSockets {
         let mut readable = 0;
         let mut last = None;
         for at in 0..self.ready.len() {
-            let event = self.ready[at];
-            let (flags, data) = (event.flags, event.data.u64());
+            let (flags, data) = self.ready[at];
             if data & LISTENER != 0 {
                 self.accept(now, (data & !LISTENER) as usize);
                 continue;
@@ -559,15 +564,21 @@ impl Transport for KernelSockets {
     }
 
     fn wait(&mut self, until: Option<Instant>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if !self.ready.is_empty() {
+            return Ok(());
+        }
         let until = crate::time::earliest(until, self.poll_timeout());
-        let left = until.map(|until| timespec(until.since(Instant::monotonic())));
+        // Too long for a timespec: no limit.
+        let left = until.and_then(|at| Timespec::try_from(at.since(Instant::monotonic())).ok());
         if also.is_empty() {
             return self.ask_epoll(left.as_ref());
         }
-        let mut fds = Vec::with_capacity(also.len() + 1);
-        fds.push(PollFd::from_borrowed_fd(self.epoll.as_fd(), PollFlags::IN));
-        fds.extend(also.iter().map(|&fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        let result = poll(&mut fds, left.as_ref());
+        assert!(also.len() <= ALSO_MAX, "waiting for {} more descriptors", also.len());
+        let mut fds: [PollFd<'_>; ALSO_MAX + 1] = std::array::from_fn(|at| {
+            let fd = at.checked_sub(1).and_then(|at| also.get(at).copied());
+            PollFd::from_borrowed_fd(fd.unwrap_or(self.epoll.as_fd()), PollFlags::IN)
+        });
+        let result = poll(&mut fds[..=also.len()], left.as_ref());
         self.direct_turns = DIRECT_TURNS_MAX; // something woke us: ask what
         self.stats.syscalls += 1;
         match result {
@@ -582,18 +593,16 @@ impl Transport for KernelSockets {
     }
 }
 
-fn timespec(duration: Duration) -> Timespec {
-    Timespec {
-        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(duration.subsec_nanos()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rustix::net::{bind, listen};
 
     use super::*;
+
+    const fn moves_between_threads<T: Send>() {}
+    const _: () = moves_between_threads::<KernelSockets>();
 
     /// Two engines on loopback, driven by turns.
     struct World {
