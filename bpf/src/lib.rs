@@ -198,6 +198,16 @@ impl Steering {
     }
 }
 
+impl Drop for Steering {
+    /// Closing the link would do, but for a copy of the descriptor that a `fork` elsewhere in the
+    /// process may hold for a moment.
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        // SAFETY: the descriptor is ours, and open.
+        let _ = unsafe { libbpf_sys::bpf_link_detach(self.link.as_raw_fd()) }; // or it is gone
+    }
+}
+
 impl AsFd for Steering {
     /// The `bpf_link`.
     fn as_fd(&self) -> BorrowedFd<'_> {

@@ -115,7 +115,8 @@ fn echo(mtu: u32, mode: Mode) {
         let start = Instant::monotonic();
         while received < lens.len() {
             let now = Instant::monotonic();
-            assert!(now - start < LIMIT, "{received} of {} came back", lens.len());
+            let stats = || (host.ring_stats(), host.steering_counters());
+            assert!(now - start < LIMIT, "{received} of {} came back: {:?}", lens.len(), stats());
             host.receive(now, BUDGET, &mut |frame, _| {
                 assert_eq!(frame.len(), lens[received]);
                 assert_eq!(check_payload(&frame[HEADERS..]), received as u64);
@@ -231,7 +232,7 @@ fn a_flood_within_the_rings_loses_nothing() {
                 let (mut next, start) = (0, Instant::monotonic());
                 while next < FRAMES {
                     let now = Instant::monotonic();
-                    assert!(now - start < LIMIT, "{next} of {FRAMES} arrived");
+                    assert!(now - start < LIMIT, "{next} of {FRAMES}: {:?}", target.ring_stats());
                     let n = target.receive(now, BUDGET, &mut |frame, _| {
                         assert_eq!(check_payload(&frame[HEADERS..]), next);
                         next += 1;
@@ -246,7 +247,7 @@ fn a_flood_within_the_rings_loses_nothing() {
             let (mut sent, start) = (0, Instant::monotonic());
             while sent < FRAMES {
                 let now = Instant::monotonic();
-                assert!(now - start < LIMIT, "{sent} of {FRAMES} sent");
+                assert!(now - start < LIMIT, "{sent} of {FRAMES}: {:?}", host.ring_stats());
                 host.receive(now, BUDGET, &mut |_, _| {});
                 let until = FRAMES.min(received.load(Ordering::Acquire) + WINDOW);
                 while sent < until && host.tx().room() > 0 {
