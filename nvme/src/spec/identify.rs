@@ -396,6 +396,32 @@ impl IdentifyNamespace {
     }
 }
 
+/// Identify Namespace independent of command sets (CNS 08h), 4096 bytes.
+#[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct IndependentNamespace {
+    /// Features.
+    pub nsfeat: u8,
+    /// Bit 0: several controllers can attach it.
+    pub nmic: u8,
+    /// Reservation capabilities.
+    pub rescap: u8,
+    /// Format progress.
+    pub fpi: u8,
+    /// ANA group.
+    pub anagrpid: U32,
+    /// Attributes: bit 0 write protected.
+    pub nsattr: u8,
+    rsvd9: u8,
+    /// NVM set.
+    pub nvmsetid: U16,
+    /// Endurance group.
+    pub endgid: U16,
+    /// Status: bit 0 ready.
+    pub nstat: u8,
+    rsvd15: [u8; 4081],
+}
+
 macro_rules! at {
     ($ty:ty: $($field:ident $offset:literal)*) => {
         $(const _: () = assert!(std::mem::offset_of!($ty, $field) == $offset);)*
@@ -404,6 +430,8 @@ macro_rules! at {
 
 const _: () = assert!(size_of::<IdentifyController>() == IDENTIFY_BYTES);
 const _: () = assert!(size_of::<IdentifyNamespace>() == IDENTIFY_BYTES);
+const _: () = assert!(size_of::<IndependentNamespace>() == IDENTIFY_BYTES);
+at!(IndependentNamespace: nmic 1 anagrpid 4 nsattr 8 nvmsetid 10 endgid 12 nstat 14);
 at!(IdentifyController: vid 0 sn 4 mn 24 fr 64 cmic 76 mdts 77 cntlid 78 ver 80 rtd3r 84 oaes 92
     ctratt 96 cntrltype 111 fguid 112 crdt 128 ciu 135 cirn 136 oacs 256 acl 258 aerl 259
     frmw 260 lpa 261 elpe 262 kas 320 anatt 342 anacap 343 anagrpmax 344 nanagrpid 348 cqt 386

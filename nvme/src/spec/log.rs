@@ -196,7 +196,12 @@ pub struct DiscoveryLogHeader {
     pub numrec: U64,
     /// Record format: 0.
     pub recfmt: U16,
-    rsvd18: [u8; 1006],
+    /// Flags.
+    pub flags: u8,
+    rsvd19: u8,
+    /// Length of the whole page, bytes.
+    pub tdlpl: U32,
+    rsvd24: [u8; 1000],
 }
 
 /// Discovery log page entry, 1024 bytes.
@@ -340,7 +345,7 @@ pages! {
     ErrorLogEntry 64: error_count 0 sqid 8 cid 10 status 12 parameter 14 lba 16 nsid 24;
     FwSlotLog 512: afi 0 frs 8;
     CommandEffectsLog 4096: admin 0 io 1024;
-    DiscoveryLogHeader 1024: genctr 0 numrec 8 recfmt 16;
+    DiscoveryLogHeader 1024: genctr 0 numrec 8 recfmt 16 flags 18 tdlpl 20;
     DiscoveryLogEntry 1024: trtype 0 adrfam 1 subtype 2 treq 3 portid 4 cntlid 6 asqsz 8 eflags 10
         trsvcid 32 subnqn 256 traddr 512 tsas 768;
     AnaLogHeader 16: chgcnt 0 ngrps 8;
@@ -393,8 +398,9 @@ mod tests {
         assert_eq!(&bytes[32..37], b"4420 ");
         assert_eq!(text(&bytes[512..768]), "fd00::1");
         let mut header = DiscoveryLogHeader::zeroed();
-        header.numrec = U64::new(2);
+        (header.numrec, header.tdlpl) = (U64::new(2), U32::new(3072));
         assert_eq!(header.as_bytes()[8], 2);
+        assert_eq!(header.as_bytes()[20..22], [0, 12]);
         let mut effects = CommandEffectsLog::zeroed();
         effects.io[1] = U32::new(CommandEffectsLog::SUPPORTED | CommandEffectsLog::CHANGES_BLOCKS);
         assert_eq!(effects.as_bytes()[1028], 3);

@@ -19,7 +19,8 @@ pub use aer::AsyncEvent;
 pub use connect::{Connect, ConnectData, ConnectResponse, InvalidParameter};
 pub use features::{Abort, GetFeatures, NumberOfQueues, SetFeatures};
 pub use identify::{
-    Identify, IdentifyController, IdentifyNamespace, LbaFormat, NsDescriptor, NsidList,
+    Identify, IdentifyController, IdentifyNamespace, IndependentNamespace, LbaFormat, NsDescriptor,
+    NsidList,
 };
 pub use io::{BlockCommand, DatasetManagement, DsmRange};
 pub use log::GetLogPage;
