@@ -411,8 +411,7 @@ impl<T: Transport> Host<T> {
             }
             Err(status) => {
                 let work = Work::io(io, 1, transfer_max, timeout);
-                let rejected = controller.qpairs[q].reject(now, work, status);
-                rejected.expect("there is room, and so a place");
+                controller.qpairs[q].reject(now, work, status);
             }
         }
         let deadline = controller.qpairs[q].poll_timeout();
@@ -426,8 +425,8 @@ impl<T: Transport> Host<T> {
         while let Some(&at) = self.ready.front() {
             let q = at.qpair as usize;
             if let Some(entry) = &mut self.entries[at.ctrl as usize] {
-                while let Some(done) = entry.ctrl.qpairs[q].poll_done() {
-                    let Owner::Io(tag) = done.owner else { continue }; // its Connect
+                if let Some(done) = entry.ctrl.qpairs[q].poll_done() {
+                    let Owner::Io(tag) = done.owner else { unreachable!("an I/O queue's work") };
                     return Some(IoDone {
                         ctrl: entry.ctrl.id,
                         qpair: q - 1,

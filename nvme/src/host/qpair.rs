@@ -159,12 +159,9 @@ impl Qpair {
         self.issue(now);
     }
 
-    /// Takes a work that cannot be done and ends it with `status`.
-    ///
-    /// # Errors
-    /// The work, when there is no place for it.
-    pub(super) fn reject(&mut self, now: Instant, work: Work, status: Status) -> Result<(), Work> {
-        self.table.reject(now, work, status)
+    /// Takes a work for which there is room, and which cannot be done: ends it with `status`.
+    pub(super) fn reject(&mut self, now: Instant, work: Work, status: Status) {
+        self.table.reject(now, work, status);
     }
 
     /// Turns what waits into commands, as far as slots and credit go.

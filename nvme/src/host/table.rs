@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use moorline_stack::Instant;
 use zerocopy::little_endian::U16;
 
-use super::work::{Work, WorkDone};
+use super::work::{Owner, Work, WorkDone};
 use crate::spec::{Cqe, Direction, Sqe, Status};
 
 /// Bits of a CID that are the slot's index.
@@ -113,16 +113,14 @@ impl Table {
         if is_empty { self.done.push_back(entry) } else { self.backlog = Some(entry) }
     }
 
-    /// Ends a work at once, without a command; `false` when there is no place for it.
-    pub(super) fn reject(&mut self, now: Instant, work: Work, status: Status) -> Result<(), Work> {
-        let Some(entry) = self.free_entries.pop() else { return Err(work) };
+    /// Takes a work for which there is room and ends it at once, without a command.
+    pub(super) fn reject(&mut self, now: Instant, work: Work, status: Status) {
+        let entry = self.free_entries.pop().expect("has_room was asked");
         let place = &mut self.entries[usize::from(entry)];
         place.submitted = now;
-        place.outstanding = 0;
         place.cqe = Cqe::new(0, status);
         place.work = Some(work);
         self.done.push_back(entry);
-        Ok(())
     }
 
     /// Cuts the next command off the work that waits for slots, if both are there.
@@ -212,7 +210,13 @@ impl Table {
         }
         entry.outstanding -= 1;
         let work = entry.work.as_ref().expect("a busy slot's work is there");
-        if entry.outstanding == 0 && entry.units_done == work.units {
+        if entry.outstanding > 0 || entry.units_done < work.units {
+            return;
+        }
+        if work.owner == Owner::Connect {
+            entry.work = None; // the qpair's own: nobody polls it
+            self.free_entries.push(entry_index);
+        } else {
             self.done.push_back(entry_index);
         }
     }
