@@ -133,7 +133,7 @@ impl Receiver {
         // SAFETY: by the invariant these chunks are held; from here on they are posted, and no
         // borrow of them is left.
         let posted = unsafe { self.fill.produce(held) };
-        assert_eq!(posted, n, "the fill ring holds all receive chunks");
+        assert_eq!(posted, n, "the fill ring holds twice the receive chunks");
         // Zero-copy drivers only.
         if self.fill.needs_wakeup() {
             self.counts.syscalls += 1;

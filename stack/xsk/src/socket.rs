@@ -18,7 +18,7 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 use crate::error::bind_hint;
 use crate::rx::Receiver;
 use crate::tx::Parts;
-use crate::{CHUNK, Error, Options, Report, Sender, huge, sockopt};
+use crate::{BATCH, CHUNK, Error, Options, Report, Sender, huge, sockopt};
 
 /// Pause between two tries to bind.
 const BIND_PAUSE: Duration = Duration::from_millis(5);
@@ -186,12 +186,12 @@ impl Bound {
     fn try_new(ifname: &str, options: &Options) -> Result<Self, Error> {
         let tx_chunks = options.tx_frames as usize * options.frame_chunks();
         // Not below the budget, which may not exceed it.
-        let ring_len = tx_chunks.next_power_of_two().max(TX_BUDGET as usize) as u32;
+        let ring_len = (tx_chunks + BATCH).next_power_of_two().max(TX_BUDGET as usize) as u32;
         let ring = |len: u32| QueueSize::new(len).expect("a power of two");
         let frame_size = FrameSize::new(CHUNK as u32).expect("not less than the least");
         let umem_config = UmemConfig::builder()
             .frame_size(frame_size)
-            .fill_queue_size(ring(options.rx_frames))
+            .fill_queue_size(ring(fill_len(options)))
             .comp_queue_size(ring(ring_len))
             .build()
             .expect("headroom leaves room in a chunk of 4096");
@@ -245,6 +245,13 @@ impl Bound {
         });
         Socket { rx, tx, report }
     }
+}
+
+/// Twice the receive chunks. The kernel shows a frame in the RX ring before it shows that it took
+/// the chunk from the fill ring (`xsk_flush`): a quick reader posts it again while the old entry
+/// still seems to be there.
+fn fill_len(options: &Options) -> u32 {
+    2 * options.rx_frames
 }
 
 /// A UMEM of at least `chunks`, on huge pages if asked for and possible.

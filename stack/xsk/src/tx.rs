@@ -186,8 +186,10 @@ impl Sender {
             // SAFETY: by the invariant these chunks are in flight: nobody writes them until they
             // come back on the completion ring.
             let n = unsafe { self.tx.produce(&self.queued) };
-            assert_eq!(n, self.queued.len(), "the TX ring holds all chunks for sending");
-            self.queued.clear();
+            // All or nothing; nothing if a driver completes before it shows what it took.
+            if n > 0 {
+                self.queued.clear();
+            }
         } else if self.in_flight == 0 {
             return Ok(true);
         }
@@ -195,15 +197,15 @@ impl Sender {
             return Ok(true);
         }
         if self.need_wakeup && !self.tx.needs_wakeup() {
-            return Ok(true); // the driver is at it
+            return Ok(self.queued.is_empty()); // the driver is at it
         }
         self.kick()?;
         Ok(self.is_taken())
     }
 
-    /// Whether the kernel has taken all that is in the TX ring.
+    /// Whether the kernel has taken all that was queued.
     fn is_taken(&mut self) -> bool {
-        self.tx.nb_free_exact() == self.ring_len
+        self.queued.is_empty() && self.tx.nb_free_exact() == self.ring_len
     }
 
     /// One wakeup. Back-pressure is no error: it goes away by itself.
