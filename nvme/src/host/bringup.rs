@@ -4,14 +4,21 @@
 //! What a controller says is checked here before it is used; what it lacks and we can do without
 //! is left out, what we cannot do without fails it by name.
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use moorline_stack::Instant;
+use zerocopy::FromBytes;
 
 use super::controller::{Controller, Phase};
 use super::work::{Owner, Work};
 use super::{AdminCommand, Cause, NamespaceInfo, Stage};
-use crate::spec::{Cap, Cc, Cqe, Csts, Property, Sqe, property};
+use crate::spec::features::{NumberOfQueues, async_event, fid};
+use crate::spec::identify::{NsDescriptor, NsidList, cns, text};
+use crate::spec::{
+    Cap, Cc, Cqe, Csts, GetFeatures, IdentifyController, IdentifyNamespace, Property, SetFeatures,
+    Sqe, property,
+};
 
 /// CSTS is polled after 1 ms, then after twice as long, up to this.
 const POLL_PAUSE_MAX: Duration = Duration::from_millis(20);
@@ -20,17 +27,15 @@ const POLL_PAUSE_MIN: Duration = Duration::from_millis(1);
 /// Largest command of ours, whatever MDTS allows.
 const TRANSFER_MAX: u32 = 1 << 20;
 
-/// Feature identifiers.
-const FID_QUEUES: u8 = 0x07;
-const FID_AEN: u8 = 0x0B;
-const FID_KATO: u8 = 0x0F;
+/// CTRATT: traffic based keep alive.
+const CTRATT_TBKAS: u32 = 1 << 6;
 
-/// Events that mean something to us: namespace attribute, ANA, discovery log.
-const AEN_MASK: u32 = 1 << 8 | 1 << 11 | 1 << 31;
+/// CNTRLTYPE of a discovery controller.
+const CNTRLTYPE_DISCOVERY: u8 = 2;
 
-/// Namespaces read of one controller: one page of the active list, which is what a peer can make
-/// us hold.
-const NAMESPACES_MAX: usize = 1024;
+/// Events that mean something to us.
+const AEN_MASK: u32 =
+    async_event::NS_ATTRIBUTE | async_event::ANA_CHANGE | async_event::DISCOVERY_LOG;
 
 /// One command of the bring-up, and what its answer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,32 +127,30 @@ impl Controller {
     pub(super) fn begin(&mut self, now: Instant, step: Step) {
         self.enter(now, Phase::BringUp(step));
         let timeout = self.config.timeouts.admin;
-        let property = |sqe: Sqe| Work::step(sqe, timeout);
+        let plain = |sqe: Sqe| Work::step(sqe, timeout);
+        let feature = |fid, value| plain(SetFeatures::new(fid, value).to_sqe());
         let identify =
             |cns, nsid| Work::admin(Owner::Step, AdminCommand::identify(cns, nsid), Some(timeout));
         let work = match step {
-            Step::Cap => property(Property::get(property::CAP)),
-            Step::Version => property(Property::get(property::VS)),
+            Step::Cap => plain(Property::get(property::CAP)),
+            Step::Version => plain(Property::get(property::VS)),
             Step::Status | Step::AwaitDisabled { .. } | Step::AwaitReady { .. } => {
-                property(Property::get(property::CSTS))
+                plain(Property::get(property::CSTS))
             }
-            Step::Disable => property(Property::set(property::CC, 0)),
-            Step::Enable => property(Property::set(property::CC, self.cc().0)),
-            Step::IdentifyController => identify(0x01, 0),
-            Step::SetKato { kato_ms } => Work::set_feature(FID_KATO, kato_ms, timeout),
-            Step::ReadKato => {
-                Work::admin(Owner::Step, AdminCommand::feature(FID_KATO), Some(timeout))
-            }
-            Step::ConfigureEvents => {
-                Work::set_feature(FID_AEN, self.events_supported() & AEN_MASK, timeout)
-            }
+            Step::Disable => plain(Property::set(property::CC, 0)),
+            Step::Enable => plain(Property::set(property::CC, self.cc().0)),
+            Step::IdentifyController => identify(cns::CONTROLLER, 0),
+            Step::SetKato { kato_ms } => feature(fid::KEEP_ALIVE_TIMER, kato_ms),
+            Step::ReadKato => plain(GetFeatures::new(fid::KEEP_ALIVE_TIMER).to_sqe()),
+            Step::ConfigureEvents => feature(fid::ASYNC_EVENTS, self.events_supported),
             Step::NumberOfQueues => {
-                let count = u32::from(self.config.io_queues - 1);
-                Work::set_feature(FID_QUEUES, count | count << 16, timeout)
+                let count = u32::from(self.config.io_queues);
+                let asked = NumberOfQueues { submission: count, completion: count };
+                feature(fid::NUMBER_OF_QUEUES, asked.to_value())
             }
-            Step::NamespaceList => identify(0x02, 0),
-            Step::IdentifyNamespace { index } => identify(0x00, self.nsids[index]),
-            Step::Descriptors { index } => identify(0x03, self.nsids[index]),
+            Step::NamespaceList => identify(cns::ACTIVE_NSIDS, 0),
+            Step::IdentifyNamespace { index } => identify(cns::NAMESPACE, self.nsids[index]),
+            Step::Descriptors { index } => identify(cns::NS_DESCRIPTORS, self.nsids[index]),
         };
         self.submit_step(now, work);
     }
@@ -200,8 +203,7 @@ impl Controller {
             }
             Step::ConfigureEvents => self.after_events(now),
             Step::NumberOfQueues => {
-                let (sqs, cqs) = (cqe.dw0.get() & 0xFFFF, cqe.dw0.get() >> 16);
-                let granted = sqs.min(cqs).saturating_add(1);
+                let granted = NumberOfQueues::from_value(cqe.dw0.get()).pairs();
                 let count = u32::from(self.config.io_queues).min(granted);
                 self.connect_io_queues(now, count as u16);
             }
@@ -218,7 +220,7 @@ impl Controller {
             }
             Step::Descriptors { index } => {
                 if answered && let Some(namespace) = self.info.namespaces.last_mut() {
-                    parse_descriptors(namespace, &data);
+                    take_descriptors(namespace, &data);
                 }
                 self.next_namespace(now, index + 1);
             }
@@ -275,12 +277,14 @@ impl Controller {
     // Identify Controller, and what follows from it.
 
     fn identified(&mut self, now: Instant, data: Vec<u8>) {
-        if let Err(what) = self.take_identify(&data) {
+        let identify = IdentifyController::ref_from_bytes(&data);
+        let identify = identify.expect("Identify was asked for, and received, in full");
+        if let Err(what) = self.take_identify(identify) {
             return self.fail(now, 0, Cause::Unsupported(what));
         }
-        self.info.identify = data;
-        let kas = u32::from(le16(&self.info.identify, 320)) * 100;
+        let kas = u32::from(identify.kas.get()) * 100;
         let asked = u32::try_from(self.config.kato.as_millis()).unwrap_or(u32::MAX);
+        self.info.identify = data;
         match (asked, kas) {
             (0, _) => self.after_kato(now),
             // The controller would round up; say so ourselves, then read back what it made of it.
@@ -293,50 +297,42 @@ impl Controller {
     }
 
     /// Fills in what is known now; an error says what the controller lacks.
-    fn take_identify(&mut self, data: &[u8]) -> Result<(), &'static str> {
+    fn take_identify(&mut self, identify: &IdentifyController) -> Result<(), &'static str> {
         let cap = Cap(self.info.cap);
         let info = &mut self.info;
-        info.serial = text(&data[4..24]);
-        info.model = text(&data[24..64]);
-        info.firmware = text(&data[64..72]);
-        info.subnqn = text(&data[768..1024]);
-        info.tbkas = le32(data, 96) & 1 << 6 != 0;
-        info.volatile_write_cache = data[525] & 1 != 0;
-        info.oncs = le16(data, 520);
-        let page = 4096u64 << cap.mpsmin();
-        let mdts = page.checked_shl(u32::from(data[77])).unwrap_or(u64::MAX);
-        info.transfer_max = match data[77] {
-            0 | 32.. => TRANSFER_MAX,
-            _ => mdts.min(u64::from(TRANSFER_MAX)) as u32,
-        };
-        self.aers_wanted = data[259].saturating_add(1);
+        let ascii = |field: &[u8]| text(field).trim().to_owned();
+        info.serial = ascii(&identify.sn);
+        info.model = ascii(&identify.mn);
+        info.firmware = ascii(&identify.fr);
+        info.subnqn = ascii(&identify.subnqn);
+        info.tbkas = identify.ctratt.get() & CTRATT_TBKAS != 0;
+        info.volatile_write_cache = identify.vwc & 1 != 0;
+        info.oncs = identify.oncs.get();
+        let mdts = identify.mdts_bytes(cap.mpsmin()).unwrap_or(u64::MAX);
+        info.transfer_max = mdts.min(u64::from(TRANSFER_MAX)) as u32;
+        self.aers_wanted = identify.aerl.saturating_add(1);
+        self.events_supported = identify.oaes.get() & AEN_MASK;
         if self.config.discovery {
             return Ok(());
         }
-        if data[111] == 2 {
+        if identify.cntrltype == CNTRLTYPE_DISCOVERY {
             return Err("this is a discovery controller, it has no namespaces");
         }
-        if le32(data, 536) & 0b11 == 0 {
+        if identify.sgls.get() & 0b11 == 0 {
             return Err("the controller does not support SGLs (SGLS), which NVMe/TCP needs");
         }
-        let ioccsz = le32(data, 1792);
-        if ioccsz < 4 {
+        if identify.ioccsz.get() < 4 {
             return Err("IOCCSZ is below 4: its capsules do not hold a command");
         }
-        let in_capsule = ioccsz.saturating_mul(16) - 64;
-        let info = &mut self.info;
-        info.in_capsule_max = if le16(data, 1800) == 0 { in_capsule } else { 0 };
-        let by_cap = cap.mqes(); // entries less one, which is commands
-        let by_maxcmd = if le16(data, 514) == 0 { u16::MAX } else { le16(data, 514) };
-        info.commands_max = (self.config.queue_size - 1).min(by_cap).min(by_maxcmd);
+        let has_offset = identify.icdoff.get() != 0; // not on TCP: leave in-capsule data alone
+        info.in_capsule_max = if has_offset { 0 } else { identify.in_capsule_max() };
+        let by_maxcmd = NonZeroU16::new(identify.maxcmd.get()).map_or(u16::MAX, NonZeroU16::get);
+        // MQES, 0's based, is entries less one: commands.
+        info.commands_max = (self.config.queue_size - 1).min(cap.mqes()).min(by_maxcmd);
         if info.commands_max == 0 {
             return Err("CAP.MQES is 0: its queues hold no command");
         }
         Ok(())
-    }
-
-    fn events_supported(&self) -> u32 {
-        le32(&self.info.identify, 92)
     }
 
     fn after_kato(&mut self, now: Instant) {
@@ -344,7 +340,7 @@ impl Controller {
         if !persistent {
             self.aers_wanted = 0;
         }
-        if persistent && self.events_supported() & AEN_MASK != 0 {
+        if persistent && self.events_supported != 0 {
             self.begin(now, Step::ConfigureEvents);
         } else {
             self.after_events(now);
@@ -363,9 +359,8 @@ impl Controller {
     // Namespaces.
 
     fn namespaces_listed(&mut self, now: Instant, data: &[u8]) {
-        let (nsids, _) = data.as_chunks::<4>();
-        let nsids = nsids.iter().map(|nsid| u32::from_le_bytes(*nsid));
-        self.nsids = nsids.take_while(|nsid| *nsid != 0).take(NAMESPACES_MAX).collect();
+        let list = NsidList::ref_from_bytes(data);
+        self.nsids = list.map(|list| list.iter().collect()).unwrap_or_default();
         if !self.nsids.is_sorted_by(|a, b| a < b) {
             let what = "the active namespace list is not ascending";
             return self.fail(now, 0, Cause::Unsupported(what));
@@ -404,54 +399,27 @@ impl Controller {
 
 /// A namespace we can use: it has blocks, of 512 bytes to 64 KiB, without metadata.
 fn parse_namespace(nsid: u32, data: &[u8]) -> Option<NamespaceInfo> {
-    let blocks = u64::from_le_bytes(data[..8].try_into().expect("8 bytes are 8 bytes"));
-    let flbas = data[26];
-    let format = usize::from(flbas & 0xF | (flbas >> 5 & 0b11) << 4);
-    let lbaf = le32(data, 128 + 4 * format);
-    let (metadata, lbads) = (lbaf & 0xFFFF, lbaf >> 16 & 0xFF);
-    if blocks == 0 || metadata != 0 || !(9..=16).contains(&lbads) {
-        return None;
-    }
-    let mut namespace = NamespaceInfo {
+    let identify = IdentifyNamespace::ref_from_bytes(data).ok()?;
+    let blocks = identify.nsze.get();
+    let has_metadata = identify.format()?.ms.get() != 0;
+    let block_size = identify.block_size()?;
+    (blocks > 0 && !has_metadata).then_some(NamespaceInfo {
         nsid,
         blocks,
-        block_size: 1 << lbads,
-        nguid: [0; 16],
+        block_size,
+        nguid: identify.nguid,
         uuid: [0; 16],
-        eui64: [0; 8],
-    };
-    namespace.nguid.copy_from_slice(&data[104..120]);
-    namespace.eui64.copy_from_slice(&data[120..128]);
-    Some(namespace)
+        eui64: identify.eui64,
+    })
 }
 
-/// Namespace identification descriptors: type, length, two reserved, the identifier.
-fn parse_descriptors(namespace: &mut NamespaceInfo, mut data: &[u8]) {
-    while let [nidt, nidl, _, _, rest @ ..] = data
-        && *nidl > 0
-    {
-        let Some((nid, rest)) = rest.split_at_checked(usize::from(*nidl)) else { return };
-        match (nidt, nid.len()) {
-            (1, 8) => namespace.eui64.copy_from_slice(nid),
-            (2, 16) => namespace.nguid.copy_from_slice(nid),
-            (3, 16) => namespace.uuid.copy_from_slice(nid),
-            _ => {}
+fn take_descriptors(namespace: &mut NamespaceInfo, data: &[u8]) {
+    for descriptor in NsDescriptor::iter(data) {
+        match descriptor {
+            NsDescriptor::Eui64(eui64) => namespace.eui64 = eui64,
+            NsDescriptor::Nguid(nguid) => namespace.nguid = nguid,
+            NsDescriptor::Uuid(uuid) => namespace.uuid = uuid,
+            NsDescriptor::Csi(_) => {}
         }
-        data = rest;
     }
-}
-
-/// ASCII, padded with spaces or NULs; what is not printable is shown as `?`.
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    let printable = |byte: &u8| if (b' '..=b'~').contains(byte) { char::from(*byte) } else { '?' };
-    bytes[..end].iter().map(printable).collect::<String>().trim().to_owned()
-}
-
-fn le16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

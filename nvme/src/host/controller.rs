@@ -19,6 +19,7 @@ use super::bringup::Step;
 use super::qpair::{ADMIN_IN_CAPSULE_MAX, End, Qpair, QpairConfig};
 use super::work::{Memory, Owner, Work, WorkDone};
 use super::{Cause, CtrlConfig, CtrlId, Failure, HostEvent, Info, Stage};
+use crate::spec::aer::AsyncEvent;
 use crate::spec::connect::CNTLID_DYNAMIC;
 use crate::spec::{Connect, ConnectData, ConnectResponse, Cqe, HostId, Nqn, Status};
 
@@ -109,6 +110,8 @@ pub(super) struct Controller {
     open: Vec<bool>,
     keep_alive: KeepAlive,
     pub aers_wanted: u8,
+    /// Events to ask for: those that mean something to us and are supported.
+    pub events_supported: u32,
     aers_posted: u8,
     /// Namespaces found and not read yet.
     pub nsids: Vec<u32>,
@@ -133,6 +136,7 @@ impl Controller {
             open: Vec::new(),
             keep_alive: KeepAlive::default(),
             aers_wanted: 0,
+            events_supported: 0,
             aers_posted: 0,
             nsids: Vec::new(),
             actions: VecDeque::new(),
@@ -332,8 +336,7 @@ impl Controller {
             self.aers_wanted = self.aers_wanted.min(self.aers_posted);
             return;
         }
-        let dw0 = cqe.dw0.get();
-        let (kind, info, lid) = (dw0 as u8 & 7, (dw0 >> 8) as u8, (dw0 >> 16) as u8);
+        let AsyncEvent { event_type: kind, info, lid } = AsyncEvent::from_dw0(cqe.dw0.get());
         self.actions.push_back(Action::Tell(HostEvent::Aen { ctrl: self.id, kind, info, lid }));
     }
 

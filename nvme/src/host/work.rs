@@ -8,12 +8,11 @@ use moorline_stack::mem::IoBuf;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
 
-use super::AdminCommand;
-use crate::spec::opcode::{admin, io as opcode};
-use crate::spec::{Connect, ConnectData, Cqe, Sqe};
-
-/// Most blocks of one command: NLB has 16 bits, 0's based.
-const BLOCKS_PER_COMMAND_MAX: u32 = 1 << 16;
+use super::{AdminCommand, Io, IoOp};
+use crate::spec::features::{async_event_request, keep_alive};
+use crate::spec::io::{BLOCKS_MAX, flush};
+use crate::spec::opcode::io as opcode;
+use crate::spec::{Connect, ConnectData, Cqe, DatasetManagement, DsmRange, Sqe};
 
 /// Whose work it is: who is told when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +93,7 @@ pub(super) struct Work {
     /// Where in the memory the data start.
     pub offset: usize,
     /// The data of Dataset Management, which are not the caller's.
-    pub range: Option<[u8; 16]>,
+    pub range: Option<DsmRange>,
     /// How long each command may take; `None`: for ever.
     pub timeout: Option<Duration>,
 }
@@ -154,57 +153,46 @@ impl Work {
         Self::single(Owner::Step, sqe, Memory::None, Some(timeout))
     }
 
-    /// Set Features, of a feature whose value is in CDW11.
-    pub(super) fn set_feature(fid: u8, value: u32, timeout: Duration) -> Self {
-        let cdw = [u32::from(fid), value, 0, 0, 0, 0];
-        let command = AdminCommand { opcode: admin::SET_FEATURES, cdw, ..Default::default() };
-        Self::admin(Owner::Step, command, Some(timeout))
-    }
-
     /// Keep Alive; its answer is due within KATO.
     pub(super) fn keep_alive(kato: Duration) -> Self {
-        let command = AdminCommand { opcode: admin::KEEP_ALIVE, ..Default::default() };
-        Self::admin(Owner::KeepAlive, command, Some(kato))
+        Self::single(Owner::KeepAlive, keep_alive(), Memory::None, Some(kato))
     }
 
     /// Asynchronous Event Request; waits for ever.
     pub(super) fn aer() -> Self {
-        let command = AdminCommand { opcode: admin::ASYNC_EVENT_REQUEST, ..Default::default() };
-        Self::admin(Owner::Aer, command, None)
+        Self::single(Owner::Aer, async_event_request(), Memory::None, None)
     }
 
     /// An I/O on a namespace of `block_size`, cut to commands of at most `transfer_max` bytes.
-    pub(super) fn io(io: super::Io, block_size: u32, transfer_max: u32, timeout: Duration) -> Self {
-        let (opc, data, fua) = match io.op {
-            super::IoOp::Read => (opcode::READ, true, false),
-            super::IoOp::Write { fua } => (opcode::WRITE, true, fua),
-            super::IoOp::Flush => (opcode::FLUSH, false, false),
-            super::IoOp::WriteZeroes => (opcode::WRITE_ZEROES, false, false),
-            super::IoOp::Deallocate => (opcode::DATASET_MANAGEMENT, false, false),
+    pub(super) fn io(io: Io, block_size: u32, transfer_max: u32, timeout: Duration) -> Self {
+        let Io { tag, op, nsid, lba, blocks, buf, buf_offset } = io;
+        let (sqe, ranged, unit_bytes) = match op {
+            IoOp::Read => (Sqe::new(opcode::READ, nsid), true, block_size),
+            IoOp::Write { fua } => {
+                let mut sqe = Sqe::new(opcode::WRITE, nsid);
+                sqe.cdw12.set(u32::from(fua) << 30);
+                (sqe, true, block_size)
+            }
+            IoOp::Flush => (flush(nsid), false, 0),
+            IoOp::WriteZeroes => (Sqe::new(opcode::WRITE_ZEROES, nsid), true, 0),
+            IoOp::Deallocate => {
+                let dsm = DatasetManagement { nsid, ranges: 1, deallocate: true };
+                (dsm.to_sqe(), false, dsm.data_len())
+            }
         };
-        let deallocate = io.op == super::IoOp::Deallocate;
-        let ranged = data || io.op == super::IoOp::WriteZeroes;
-        let mut sqe = Sqe::new(opc, io.nsid);
-        sqe.cdw12.set(u32::from(fua) << 30);
-        if deallocate {
-            sqe.cdw11.set(1 << 2); // AD; NR 0 is one range
-        }
-        let by_bytes = if data { (transfer_max / block_size).max(1) } else { u32::MAX };
+        let by_transfer = if ranged { transfer_max.checked_div(unit_bytes) } else { None };
+        let deallocate = op == IoOp::Deallocate;
         Self {
-            owner: Owner::Io(io.tag),
+            owner: Owner::Io(tag),
             sqe,
             ranged,
-            lba: io.lba,
-            units: if ranged { io.blocks } else { 1 },
-            units_max: by_bytes.min(BLOCKS_PER_COMMAND_MAX),
-            unit_bytes: match (data, deallocate) {
-                (true, _) => block_size,
-                (false, true) => 16,
-                (false, false) => 0,
-            },
-            memory: io.buf.map_or(Memory::None, Memory::Io),
-            offset: io.buf_offset,
-            range: deallocate.then(|| deallocate_range(io.lba, io.blocks)),
+            lba,
+            units: if ranged { blocks } else { 1 },
+            units_max: by_transfer.unwrap_or(u32::MAX).clamp(1, BLOCKS_MAX),
+            unit_bytes,
+            memory: buf.map_or(Memory::None, Memory::Io),
+            offset: buf_offset,
+            range: deallocate.then(|| DsmRange::new(lba, blocks)),
             timeout: Some(timeout),
         }
     }
@@ -224,16 +212,8 @@ impl Work {
     /// The data to send, from `at`.
     pub(super) fn source(&self) -> &[u8] {
         match &self.range {
-            Some(range) => range,
+            Some(range) => range.as_bytes(),
             None => &self.memory.bytes()[self.offset..],
         }
     }
-}
-
-/// Dataset Management's one range: attributes, length in blocks, first block.
-fn deallocate_range(lba: u64, blocks: u32) -> [u8; 16] {
-    let mut range = [0; 16];
-    range[4..8].copy_from_slice(&blocks.to_le_bytes());
-    range[8..].copy_from_slice(&lba.to_le_bytes());
-    range
 }
