@@ -14,10 +14,7 @@ pub const PDU_PAD_BYTES_MAX: usize = 128;
 /// transport (NVMe-TCP 1.x, "Capsules and data transfer"), so a command slot must hold this much.
 pub const ADMIN_IN_CAPSULE_BYTES_MAX: u32 = 8192;
 
-/// In-capsule data our target accepts on an I/O queue by default: one 4 KiB write in its capsule.
-pub const IO_IN_CAPSULE_BYTES_DEFAULT: u32 = 4096;
-
-/// MAXH2CDATA that our target offers: one R2T of this size is answered by a single PDU.
+/// MAXH2CDATA where nothing else is configured: an R2T of this size is answered by a single PDU.
 pub const H2C_DATA_BYTES_MAX: u32 = 128 * 1024;
 
 /// Data bytes digested and handed on at once, so that a copy finds them in cache.
@@ -26,6 +23,5 @@ pub const DIGEST_BLOCK_BYTES: usize = 4096;
 /// Longest NQN, bytes, without its NUL.
 pub const NQN_BYTES_MAX: usize = 223;
 
-const _: () = assert!(IO_IN_CAPSULE_BYTES_DEFAULT <= ADMIN_IN_CAPSULE_BYTES_MAX);
 const _: () = assert!(H2C_DATA_BYTES_MAX >= 4096 && H2C_DATA_BYTES_MAX.is_multiple_of(4));
 const _: () = assert!(TERM_REQ_BYTES_MAX == 152);

@@ -254,11 +254,12 @@ impl IdentifyController {
     }
 }
 
-/// A text field (SN, MN, FR) as text: trailing spaces and NULs cut, what is not ASCII shown as `?`.
+/// A text field (SN, MN, FR, TRADDR) as text: cut at a NUL, without the spaces around it, and with
+/// `?` for what is not printable ASCII.
 pub fn text(field: &[u8]) -> String {
-    let end = field.iter().rposition(|byte| !matches!(byte, b' ' | 0)).map_or(0, |at| at + 1);
-    let printable = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
-    field[..end].iter().map(|byte| if printable(byte) { char::from(*byte) } else { '?' }).collect()
+    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    let printable = |byte: &u8| if (b' '..=b'~').contains(byte) { char::from(*byte) } else { '?' };
+    field[..end].iter().map(printable).collect::<String>().trim().to_owned()
 }
 
 /// Text in a field, space padded, cut where it is too long.
@@ -557,7 +558,7 @@ mod tests {
         assert_eq!(bytes[1792..1796], [4, 1, 0, 0]);
         let id = IdentifyController::read_from_bytes(bytes).unwrap();
         assert_eq!((text(&id.sn), text(&id.mn)), ("ML1".into(), "moorline".into()));
-        assert_eq!(text(b"a\xFF \0"), "a?");
+        assert_eq!(text(b" a\xFF \0b"), "a?");
         assert_eq!((id.mdts_bytes(0), id.in_capsule_max()), (Some(128 << 10), 4096));
         let mut odd = id.clone();
         (odd.mdts, odd.ioccsz) = (0, U32::new(0));
