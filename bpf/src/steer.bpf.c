@@ -5,8 +5,9 @@
 // fragments too), by the addresses in an ARP packet, and by the target of a neighbour
 // solicitation or advertisement. A frame cut short, or not what its type says, is the kernel's.
 //
-// Known limit: a frame has one receiver. Broadcast announcements of other nodes (gratuitous ARP,
-// unsolicited NA) stay with the kernel; we learn of such a change by asking again.
+// Known limits: a frame has one receiver, so broadcast announcements of other nodes (gratuitous
+// ARP, unsolicited NA) stay with the kernel; we learn of such a change by asking again. A tag that
+// the NIC has taken off (as with a VLAN device of the kernel on veth) is not seen here.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>

@@ -13,7 +13,7 @@ use moorline_rig::{End, Rig, RigSpec};
 use moorline_stack::lane::{self, LaneOptions};
 use moorline_stack::link::xdp::XdpLink;
 use moorline_stack::{Instant, Link};
-use moorline_xsk::{Options, Socket};
+use moorline_xsk::{Copying, Options, Socket};
 
 const BUDGET: usize = 64;
 const HEADERS: usize = 14 + 20; // Ethernet and IPv4
@@ -390,7 +390,7 @@ fn a_queue_that_does_not_exist_is_an_error_that_says_so() {
 fn zero_copy_on_veth_is_refused_and_copy_mode_is_reported() {
     let Some(rig) = rig(RigSpec::unique("ml-xsk")) else { return };
     let mut options = options(rig.host(), Mode::Native);
-    options.socket.zero_copy = true;
+    options.socket.copy = Copying::ZeroCopy;
     let error = rig.host().run(|| lane::open(&options).unwrap_err()).unwrap();
     assert!(error.to_string().contains("zero copy"), "{error}");
     let link = open(rig.host(), Mode::Native);

@@ -19,7 +19,7 @@ mod sockopt;
 mod tx;
 
 pub use error::Error;
-pub use options::{Options, Report};
+pub use options::{Copying, Options, Report};
 pub use socket::{RingStats, Socket};
 pub use tx::Sender;
 

@@ -4,6 +4,19 @@ use std::time::Duration;
 
 use crate::{CHUNK_ROOM, Error, FRAME_CHUNKS_MAX, L2_HEADERS, SINGLE_CHUNK_MTU_MAX};
 
+/// Whether the kernel copies frames between the UMEM and the driver's own buffers. What came of it
+/// is in [`Report::zero_copy`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Copying {
+    /// Only where the driver cannot do without.
+    #[default]
+    Auto,
+    /// Always.
+    Copy,
+    /// Never: opening fails where the driver has no zero copy.
+    ZeroCopy,
+}
+
 /// What a socket is asked for.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -16,8 +29,8 @@ pub struct Options {
     pub rx_frames: u32,
     /// Frames that can be on their way out at once.
     pub tx_frames: u32,
-    /// Ask for zero copy; opening fails where the driver has none. Without it, the kernel decides.
-    pub zero_copy: bool,
+    /// Whether the kernel copies frames.
+    pub copy: Copying,
     /// Bind with `XDP_USE_NEED_WAKEUP`.
     pub need_wakeup: bool,
     /// Back the UMEM with huge pages where enough are free.
@@ -36,7 +49,7 @@ impl Default for Options {
             mtu: 1500,
             rx_frames: 512,
             tx_frames: 512,
-            zero_copy: false,
+            copy: Copying::Auto,
             need_wakeup: true,
             huge_pages: true,
             busy_poll_us: None,

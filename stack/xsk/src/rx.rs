@@ -17,7 +17,7 @@ pub(crate) struct Receiver {
     umem: Umem,
     posted: Box<[bool]>,
     held: Box<[FrameDesc; BATCH]>,
-    /// The frame of several descriptors that is being put together.
+    /// The frame of several descriptors that is being put together; as long as a frame may be.
     scratch: Box<[u8]>,
     scratch_len: usize,
     counts: RxCounts,
@@ -86,41 +86,59 @@ impl Receiver {
         frames
     }
 
-    /// Looks at `held[i]`, just received. Returns whether a frame ended with it.
+    /// Looks at `held[i]`, just received. Returns whether a frame was handed out.
     fn take<T>(&mut self, i: usize, context: &mut T, each: &mut impl FnMut(&[u8], &mut T)) -> bool {
         let desc = self.held[i];
         let (addr, len) = (desc.addr(), desc.lengths().data());
         let posted = &mut self.posted[addr / CHUNK]; // panics for a chunk that is not ours
         assert!(*posted && addr % CHUNK + len <= CHUNK, "received what was not posted");
         *posted = false;
+        let more = desc.options() & CONTINUED != 0;
+        if more || self.scratch_len > 0 {
+            return self.linearise(i, more, context, each);
+        }
+        if len > self.scratch.len() {
+            self.counts.oversize += 1;
+            return false;
+        }
         // SAFETY: by the invariant the chunk is held, thus not written by the kernel; `addr` and
         // `len` stay within it, as just asserted.
         let data = unsafe { self.umem.data(&desc) }.contents();
-        let more = desc.options() & CONTINUED != 0;
-        if !more && self.scratch_len == 0 {
-            self.counts.frames += 1;
-            self.counts.bytes += len as u64;
-            each(data, context);
-            return true;
-        }
+        self.counts.frames += 1;
+        self.counts.bytes += len as u64;
+        each(data, context);
+        true
+    }
+
+    /// Puts `held[i]`, checked, to the end of the frame that is being put together, and hands that
+    /// out when it is whole.
+    fn linearise<T>(
+        &mut self,
+        i: usize,
+        more: bool,
+        context: &mut T,
+        each: &mut impl FnMut(&[u8], &mut T),
+    ) -> bool {
+        // SAFETY: as in `take`, which has asserted the same.
+        let data = unsafe { self.umem.data(&self.held[i]) }.contents();
         // Too long a frame is counted to its end, but not kept.
         let start = self.scratch_len;
-        self.scratch_len += len;
-        if let Some(room) = self.scratch.get_mut(start..start + len) {
+        self.scratch_len += data.len();
+        if let Some(room) = self.scratch.get_mut(start..self.scratch_len) {
             room.copy_from_slice(data);
         }
         if more {
             return false;
         }
-        match self.scratch.get(..std::mem::take(&mut self.scratch_len)) {
-            Some(frame) => {
-                self.counts.frames += 1;
-                self.counts.bytes += frame.len() as u64;
-                self.counts.linearised_bytes += frame.len() as u64;
-                each(frame, context);
-            }
-            None => self.counts.oversize += 1,
-        }
+        let len = std::mem::take(&mut self.scratch_len);
+        let Some(frame) = self.scratch.get(..len) else {
+            self.counts.oversize += 1;
+            return false;
+        };
+        self.counts.frames += 1;
+        self.counts.bytes += len as u64;
+        self.counts.linearised_bytes += len as u64;
+        each(frame, context);
         true
     }
 

@@ -18,7 +18,7 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 use crate::error::bind_hint;
 use crate::rx::Receiver;
 use crate::tx::Parts;
-use crate::{BATCH, CHUNK, Error, Options, Report, Sender, huge, sockopt};
+use crate::{BATCH, CHUNK, Copying, Error, Options, Report, Sender, huge, sockopt};
 
 /// Pause between two tries to bind.
 const BIND_PAUSE: Duration = Duration::from_millis(5);
@@ -199,7 +199,8 @@ impl Bound {
         let (umem, frames, huge_pages) = new_umem(umem_config, chunks, options.huge_pages)?;
 
         let mut flags = BindFlags::empty();
-        flags.set(BindFlags::XDP_ZEROCOPY, options.zero_copy);
+        flags.set(BindFlags::XDP_COPY, options.copy == Copying::Copy);
+        flags.set(BindFlags::XDP_ZEROCOPY, options.copy == Copying::ZeroCopy);
         flags.set(BindFlags::XDP_USE_NEED_WAKEUP, options.need_wakeup);
         flags.set(BindFlags::XDP_USE_SG, options.multi_buffer());
         let socket_config = SocketConfig::builder()
