@@ -114,6 +114,8 @@ pub struct ConnInfo {
     pub recv_queue: usize,
     /// Segments sent again.
     pub retransmits: u32,
+    /// Our next sequence number, and the last one acknowledged to the peer.
+    pub sequence: (u32, u32),
 }
 
 impl<L: Link> Tcp<L> {
@@ -179,6 +181,7 @@ impl<L: Link> Tcp<L> {
             send_queue: conn.socket().send_queue(),
             recv_queue: conn.socket().recv_queue(),
             retransmits: conn.retransmits,
+            sequence: (conn.seq_max, conn.ack_sent),
         })
     }
 }

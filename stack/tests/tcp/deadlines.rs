@@ -203,12 +203,12 @@ fn deadline_waits_for_frames_that_came_before_it() {
     pair.a.tcp.send(a, &[1; 100]);
     let mut none = |_: Instant, _: &mut End, _: bool| {};
     pair.turn(&mut none);
-    pair.now = pair.now + Duration::from_micros(20);
+    pair.now += Duration::from_micros(20);
     pair.b.tcp.turn(pair.now);
     let b = pair.b.accepted().unwrap();
     pair.b.tcp.ack(b);
     pair.b.tcp.flush(pair.now);
-    pair.now = pair.now + Duration::from_secs(100);
+    pair.now += Duration::from_secs(100);
     pair.turn(&mut none);
     assert_eq!(pair.a.closed(a), None);
 }

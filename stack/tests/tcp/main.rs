@@ -4,6 +4,7 @@
 mod acks;
 mod close;
 mod deadlines;
+mod hostile;
 mod listen;
 mod pair;
 mod stream;
