@@ -37,7 +37,7 @@ fn frame(rng: &mut Rng, port: u16, seq: u32, ack: u32) -> Vec<u8> {
     tcp[12] = (5 + options as u8 / 4) << 4;
     // RST and SYN seldom, so that connections live long enough to be bothered.
     let rare = if rng.chance(0.02) { 0xff } else { !0x06 };
-    tcp[13] = rng.bits() as u8 & rare | 0x10 * u8::from(rng.chance(0.9));
+    tcp[13] = (rng.bits() as u8 & rare) | (0x10 * u8::from(rng.chance(0.9)));
     tcp[14..16].copy_from_slice(&(rng.bits() as u16).to_be_bytes());
     TcpPacket::new_unchecked(tcp).fill_checksum(&source, &destination);
     frame
