@@ -7,6 +7,7 @@
 mod bringup;
 mod config;
 mod controller;
+mod credit;
 mod driver;
 mod emission;
 mod failure;

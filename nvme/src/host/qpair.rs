@@ -20,6 +20,7 @@ use std::time::Duration;
 use moorline_stack::Instant;
 use moorline_stack::time::earliest;
 
+use super::credit::Credit;
 use super::emission::Emission;
 use super::failure::{Cause, Stage};
 use super::table::{Grant, Table};
@@ -63,14 +64,6 @@ pub(super) struct End {
     pub awaited: Option<&'static str>,
     pub after: Option<Duration>,
     pub cause: Cause,
-}
-
-/// Submission queue credit, where SQ flow control is on (NVMe over Fabrics, "Flow control").
-#[derive(Clone, Copy, Debug, Default)]
-struct Credit {
-    on: bool,
-    head: u16,
-    tail: u16,
 }
 
 /// Where received data go: the command, and the next byte of its data.
@@ -120,7 +113,7 @@ impl Qpair {
             receiving: None,
             params: Params::default(),
             h2c_data_max: 0,
-            credit: Credit { on: true, ..Credit::default() },
+            credit: Credit::agreed(0),
             tx: VecDeque::with_capacity(commands),
             control: None,
             emission: None,
@@ -264,10 +257,7 @@ impl Qpair {
 
     fn connect_done(&mut self, now: Instant, cqe: &Cqe) {
         if cqe.status().is_success() {
-            // SQHD FFFFh: the controller agrees to do without SQ flow control.
-            self.credit = Credit { on: cqe.sqhd.get() != 0xFFFF, ..Credit::default() };
-            self.credit.head = if self.credit.on { cqe.sqhd.get() } else { 0 };
-            self.credit.tail = self.credit.head;
+            self.credit = Credit::agreed(cqe.sqhd.get());
             self.connect_response = Some(*cqe);
             self.state = State::Live;
         } else {
@@ -596,36 +586,6 @@ impl Qpair {
             State::IcSent { .. } => Some("ICResp"),
             State::ConnectSent { .. } => Some("Connect response"),
             State::Live | State::Ended => None,
-        }
-    }
-}
-
-impl Credit {
-    /// A queue of D entries takes D - 1 commands that the controller has not fetched.
-    fn available(&self, queue_size: u16) -> bool {
-        !self.on || (self.tail + 1) % queue_size != self.head
-    }
-
-    fn take(&mut self, queue_size: u16) {
-        self.tail = (self.tail + 1) % queue_size;
-    }
-
-    /// A completion's SQHD: the controller has fetched everything before it.
-    fn returned(&mut self, sqhd: u16, queue_size: u16) -> Result<(), Fatal> {
-        if !self.on {
-            return Ok(());
-        }
-        if sqhd >= queue_size {
-            return Err(Fatal::InvalidHeaderField(offset::RESP_CID - 4));
-        }
-        self.head = sqhd;
-        Ok(())
-    }
-
-    /// A read that ended without a CapsuleResp conveys no SQHD: one more was fetched.
-    fn returned_silently(&mut self, queue_size: u16) {
-        if self.on && self.head != self.tail {
-            self.head = (self.head + 1) % queue_size;
         }
     }
 }
