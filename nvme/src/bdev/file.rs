@@ -222,7 +222,7 @@ impl File {
             (Op::Read | Op::Write { .. }, Ok(0)) if len > 0 => Some(slot.failure(Errno::IO)),
             (Op::Read | Op::Write { .. }, Ok(moved)) => slot.advance(u64::from(moved), len),
             (Op::WriteZeroes, Ok(moved)) if slot.by_writing => slot.advance(u64::from(moved), len),
-            (Op::Flush | Op::WriteZeroes | Op::Discard, Ok(_)) => Some(Status(0)),
+            (Op::Flush | Op::WriteZeroes | Op::Discard, Ok(_)) => Some(Status::SUCCESS),
             (_, Err(_)) => slot.failed(Errno::from_raw_os_error(-result)),
         };
         let Some(status) = status else {
@@ -243,7 +243,7 @@ impl Slot {
     /// Bytes were moved: the end, or `None` if more are left.
     fn advance(&mut self, moved: u64, len: u64) -> Option<Status> {
         self.progress += moved;
-        (self.progress >= len).then_some(Status(0))
+        (self.progress >= len).then_some(Status::SUCCESS)
     }
 
     /// A step failed: the end, or `None` to take another step.
@@ -253,7 +253,7 @@ impl Slot {
                 self.retries += 1;
                 None
             }
-            Errno::OPNOTSUPP if self.request.op == Op::Discard => Some(Status(0)), // a hint
+            Errno::OPNOTSUPP if self.request.op == Op::Discard => Some(Status::SUCCESS), // a hint
             Errno::OPNOTSUPP if self.request.op == Op::WriteZeroes && !self.by_writing => {
                 self.by_writing = true;
                 None
@@ -265,11 +265,11 @@ impl Slot {
     /// The status that says what errno said.
     fn failure(&self, errno: Errno) -> Status {
         match (errno, self.request.op) {
-            (Errno::NOSPC | Errno::DQUOT | Errno::FBIG, _) => Status(0x081), // capacity exceeded
-            (Errno::ROFS | Errno::PERM | Errno::ACCESS, _) => Status(0x020), // write protected
-            (Errno::NOMEM | Errno::AGAIN | Errno::INTR, _) => Status(0x006), // internal error
-            (_, Op::Read) => Status(0x281),                                  // unrecovered read
-            (_, _) => Status(0x280),                                         // write fault
+            (Errno::NOSPC | Errno::DQUOT | Errno::FBIG, _) => Status::CAPACITY_EXCEEDED,
+            (Errno::ROFS | Errno::PERM | Errno::ACCESS, _) => Status::NS_WRITE_PROTECTED,
+            (Errno::NOMEM | Errno::AGAIN | Errno::INTR, _) => Status::INTERNAL_ERROR,
+            (_, Op::Read) => Status::UNRECOVERED_READ,
+            (_, _) => Status::WRITE_FAULT,
         }
     }
 }
@@ -405,13 +405,13 @@ mod tests {
                 continue; // until the arena is in
             }
             let (status, _) = run(&mut dev, Op::Write { fua: true }, 3, 8, Some(buf));
-            assert_eq!(status, Status(0));
-            assert_eq!(run(&mut dev, Op::Flush, 0, 0, None).0, Status(0));
+            assert_eq!(status, Status::SUCCESS);
+            assert_eq!(run(&mut dev, Op::Flush, 0, 0, None).0, Status::SUCCESS);
             let bytes = std::fs::read(dir.path().join("disk")).unwrap();
             assert!(bytes[3 * 512..11 * 512].iter().all(|&b| b == 0xA5));
             assert_eq!((bytes[3 * 512 - 1], bytes[11 * 512]), (0, 0));
             let (status, buf) = run(&mut dev, Op::Read, 4, 7, arena.take(4096));
-            assert_eq!(status, Status(0));
+            assert_eq!(status, Status::SUCCESS);
             assert!(buf.unwrap()[..7 * 512].iter().all(|&b| b == 0xA5));
         }
     }
@@ -421,8 +421,8 @@ mod tests {
         let Some((dir, mut dev)) = device(&SMALL) else { return };
         let path = dir.path().join("disk");
         std::fs::write(&path, vec![0xEE; 1 << 20]).unwrap();
-        assert_eq!(run(&mut dev, Op::WriteZeroes, 1, 16, None).0, Status(0));
-        assert_eq!(run(&mut dev, Op::Discard, 2000, 48, None).0, Status(0));
+        assert_eq!(run(&mut dev, Op::WriteZeroes, 1, 16, None).0, Status::SUCCESS);
+        assert_eq!(run(&mut dev, Op::Discard, 2000, 48, None).0, Status::SUCCESS);
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(bytes.len(), 1 << 20);
         assert!(bytes[512..17 * 512].iter().all(|&b| b == 0));
@@ -472,7 +472,7 @@ mod tests {
         let file = OpenOptions::new().write(true).open(dir.path().join("disk")).unwrap();
         file.set_len(512).unwrap();
         let (status, buf) = run(&mut dev, Op::Read, 0, 8, Arena::new(4096).take(4096));
-        assert_eq!(status, Status(0x281));
+        assert_eq!(status, Status::UNRECOVERED_READ);
         assert!(buf.is_some());
     }
 
@@ -485,11 +485,11 @@ mod tests {
             by_writing: false,
         };
         let write = Op::Write { fua: false };
-        assert_eq!(slot(write).failed(Errno::NOSPC), Some(Status(0x081)));
-        assert_eq!(slot(write).failed(Errno::IO), Some(Status(0x280)));
-        assert_eq!(slot(Op::Read).failed(Errno::IO), Some(Status(0x281)));
-        assert_eq!(slot(Op::Read).failed(Errno::AGAIN), Some(Status(0x006)));
-        assert_eq!(slot(Op::Discard).failed(Errno::OPNOTSUPP), Some(Status(0)));
+        assert_eq!(slot(write).failed(Errno::NOSPC), Some(Status::CAPACITY_EXCEEDED));
+        assert_eq!(slot(write).failed(Errno::IO), Some(Status::WRITE_FAULT));
+        assert_eq!(slot(Op::Read).failed(Errno::IO), Some(Status::UNRECOVERED_READ));
+        assert_eq!(slot(Op::Read).failed(Errno::AGAIN), Some(Status::INTERNAL_ERROR));
+        assert_eq!(slot(Op::Discard).failed(Errno::OPNOTSUPP), Some(Status::SUCCESS));
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Bdev for Null {
             buf[..len as usize].fill(0);
         }
         let Request { tag, buf, .. } = request;
-        self.done.push_back(Done { tag, status: Status(0), buf });
+        self.done.push_back(Done { tag, status: Status::SUCCESS, buf });
         Ok(())
     }
 
@@ -77,7 +77,7 @@ mod tests {
         let mut buf = arena.take(4096).unwrap();
         buf.fill(7);
         let (status, buf) = run(&mut dev, Op::Write { fua: false }, 0, 8, Some(buf));
-        assert_eq!(status, Status(0));
+        assert_eq!(status, Status::SUCCESS);
         let (_, buf) = run(&mut dev, Op::Read, 0, 8, buf);
         assert!(buf.unwrap().iter().all(|&b| b == 0));
     }

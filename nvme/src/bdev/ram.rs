@@ -87,7 +87,7 @@ impl Bdev for Ram {
             budget -= moved;
             if ended && let Some(Request { tag, buf, .. }) = self.queue.pop_front() {
                 self.progress = 0;
-                done(Done { tag, status: Status(0), buf });
+                done(Done { tag, status: Status::SUCCESS, buf });
             }
         }
     }

@@ -3,16 +3,20 @@
 use moorline_stack::Instant;
 
 use super::conn::Phase;
-use super::controller::{AEN_DISCOVERY, feature};
 use super::core::Core;
 use super::discovery;
 use super::exec::Plan;
-use super::identify::{IDENTIFY_BYTES, identify};
-use super::log::{self, LogRequest, Window, lid};
-use crate::spec::{DISCOVERY_NQN, Sgl, Sqe, Status, opcode};
+use super::identify::identify;
+use super::log::{self, Window};
+use crate::spec::features::{async_event, fid};
+use crate::spec::identify::IDENTIFY_BYTES;
+use crate::spec::log::lid;
+use crate::spec::{
+    Abort, GetFeatures, GetLogPage, NumberOfQueues, SetFeatures, Sgl, Sqe, Status, opcode,
+};
 
 /// SEL of Get Features: what can be done with the feature.
-const SEL_CAPABILITIES: u32 = 3;
+const SEL_CAPABILITIES: u8 = 3;
 /// Capabilities of a feature: it can be changed.
 const CHANGEABLE: u64 = 1 << 2;
 /// DW0 of an Abort that did not abort.
@@ -44,7 +48,7 @@ impl Core {
                 Sgl::Transport(_) | Sgl::InCapsule(_) => Plan::fail(Status::SGL_LENGTH_INVALID),
             },
             opcode::admin::GET_LOG_PAGE => {
-                let len = LogRequest::from_sqe(sqe).len;
+                let len = GetLogPage::from_sqe(sqe).len;
                 match sgl {
                     _ if len > u64::from(self.config.transfer_max()) => {
                         Plan::fail(Status::INVALID_FIELD)
@@ -76,12 +80,12 @@ impl Core {
         let out = &mut s.buf.as_mut().expect("it waited for a buffer")[..len as usize];
         let result = if sqe.opcode == opcode::admin::IDENTIFY {
             out.fill(0);
-            let nqn = subsystem.map_or(DISCOVERY_NQN, |sub| &sub.nqn);
-            identify(&sqe, controller, subsystem, nqn, config, out)
+            let out = out.try_into().expect("it asked for just this size");
+            identify(&sqe, controller, subsystem, config, out)
         } else {
-            let log = LogRequest::from_sqe(&sqe);
+            let log = GetLogPage::from_sqe(&sqe);
             let size = match (log.lid, subsystem) {
-                (_, Some(_)) => log::io_log(log, out),
+                (_, Some(_)) => log::io_log(&log, out),
                 (lid::DISCOVERY, None) => {
                     controller.discovery_masked &= log.rae;
                     let page = discovery::Log {
@@ -94,11 +98,11 @@ impl Core {
                     };
                     Some(page.write(&mut Window::new(log.offset, out)))
                 }
-                (lid::SUPPORTED, None) => {
-                    let pages = [lid::SUPPORTED, lid::ERROR, lid::DISCOVERY];
+                (lid::SUPPORTED_PAGES, None) => {
+                    let pages = [lid::SUPPORTED_PAGES, lid::ERROR, lid::DISCOVERY];
                     Some(log::supported(&pages, &mut Window::new(log.offset, out)))
                 }
-                (lid::ERROR, None) => log::io_log(log, out),
+                (lid::ERROR, None) => log::io_log(&log, out),
                 _ => None,
             };
             match size {
@@ -114,53 +118,52 @@ impl Core {
     }
 
     fn set_features(&mut self, now: Instant, index: u32, sqe: &Sqe) -> Plan {
-        let (fid, value) = (sqe.cdw10.get() as u8, sqe.cdw11.get());
-        if sqe.cdw10.get() & 1 << 31 != 0 {
+        let SetFeatures { fid, save, value, .. } = SetFeatures::from_sqe(sqe);
+        if save {
             return Plan::fail(Status::FEATURE_NOT_SAVEABLE);
         }
         let io_queues_max = self.config.io_queues_max;
         let controller = self.controller_of(index);
         match fid {
-            feature::NUMBER_OF_QUEUES if !controller.is_discovery() => {
-                let (nsqr, ncqr) = (value & 0xFFFF, value >> 16);
-                if nsqr == 0xFFFF || ncqr == 0xFFFF {
+            fid::NUMBER_OF_QUEUES if !controller.is_discovery() => {
+                let asked = NumberOfQueues::from_value(value);
+                if value & 0xFFFF == 0xFFFF || value >> 16 == 0xFFFF {
                     return Plan::fail(Status::INVALID_FIELD);
                 }
                 if controller.queues[1..].iter().any(Option::is_some) {
                     return Plan::fail(Status::COMMAND_SEQUENCE_ERROR);
                 }
-                let asked = nsqr.min(ncqr) + 1;
-                controller.granted = asked.min(io_queues_max.into()) as u16;
+                controller.granted = asked.pairs().min(io_queues_max.into()) as u16;
                 Plan::Complete(Status::SUCCESS, queues_dw0(controller.granted))
             }
-            feature::ASYNC_EVENT_CONFIG => {
+            fid::ASYNC_EVENTS => {
                 controller.aen_config = value;
                 self.send_events(index);
                 Plan::Complete(Status::SUCCESS, 0)
             }
-            feature::KATO => {
+            fid::KEEP_ALIVE_TIMER => {
                 controller.set_kato(now, value);
                 if let Some(deadline) = controller.deadline() {
                     self.check_at(deadline);
                 }
                 Plan::Complete(Status::SUCCESS, 0)
             }
-            feature::VOLATILE_WRITE_CACHE if value & 1 == 1 => Plan::Complete(Status::SUCCESS, 0),
-            feature::VOLATILE_WRITE_CACHE => Plan::fail(Status::FEATURE_NOT_CHANGEABLE),
+            fid::WRITE_CACHE if value & 1 == 1 => Plan::Complete(Status::SUCCESS, 0),
+            fid::WRITE_CACHE => Plan::fail(Status::FEATURE_NOT_CHANGEABLE),
             _ => Plan::fail(Status::INVALID_FIELD),
         }
     }
 
     fn features(&mut self, index: u32, sqe: &Sqe) -> Plan {
-        let (fid, sel) = (sqe.cdw10.get() as u8, sqe.cdw10.get() >> 8 & 0b111);
+        let GetFeatures { fid, sel, .. } = GetFeatures::from_sqe(sqe);
         let controller = self.controller_of(index);
         let (value, capabilities) = match fid {
-            feature::NUMBER_OF_QUEUES if !controller.is_discovery() => {
+            fid::NUMBER_OF_QUEUES if !controller.is_discovery() => {
                 (queues_dw0(controller.granted), CHANGEABLE)
             }
-            feature::ASYNC_EVENT_CONFIG => (u64::from(controller.aen_config), CHANGEABLE),
-            feature::KATO => (u64::from(controller.kato_ms()), CHANGEABLE),
-            feature::VOLATILE_WRITE_CACHE if !controller.is_discovery() => (1, 0),
+            fid::ASYNC_EVENTS => (u64::from(controller.aen_config), CHANGEABLE),
+            fid::KEEP_ALIVE_TIMER => (u64::from(controller.kato_ms()), CHANGEABLE),
+            fid::WRITE_CACHE if !controller.is_discovery() => (1, 0),
             _ => return Plan::fail(Status::INVALID_FIELD),
         };
         let result = if sel == SEL_CAPABILITIES { capabilities } else { value };
@@ -170,7 +173,7 @@ impl Core {
     /// Abort: what only waits here is aborted; what a device works on, or whose data are under
     /// way, is not (best effort, as the spec has it).
     fn abort_command(&mut self, index: u32, sqe: &Sqe) -> Plan {
-        let (sqid, cid) = (sqe.cdw10.get() as u16, (sqe.cdw10.get() >> 16) as u16);
+        let Abort { sqid, cid } = Abort::from_sqe(sqe);
         let controller = self.controller_of(index);
         let Some(&Some(victim)) = controller.queues.get(usize::from(sqid)) else {
             return Plan::Complete(Status::SUCCESS, NOT_ABORTED);
@@ -214,7 +217,7 @@ impl Core {
             if !controller.is_discovery() || controller.ended {
                 continue;
             }
-            controller.discovery_changed = controller.aen_config & AEN_DISCOVERY != 0;
+            controller.discovery_changed = controller.aen_config & async_event::DISCOVERY_LOG != 0;
             if let Some(admin) = controller.queues[0] {
                 self.send_events(admin);
             }
@@ -222,8 +225,8 @@ impl Core {
     }
 }
 
-/// DW0 of Number of Queues: as many completion queues as submission queues, 0's based.
+/// DW0 of Number of Queues: as many completion queues as submission queues.
 fn queues_dw0(granted: u16) -> u64 {
-    let n = u64::from(granted - 1);
-    n | n << 16
+    let granted = u32::from(granted);
+    NumberOfQueues { submission: granted, completion: granted }.to_value().into()
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use moorline_stack::Instant;
 
-use crate::spec::property;
-use crate::spec::{Cap, Cc, Csts, Nqn, Property, Status, Vs};
+use crate::spec::features::async_event;
+use crate::spec::{AsyncEvent, Cap, Cc, Csts, Nqn, Property, Status, Vs, property};
 
 /// Asynchronous Event Requests kept at once (AERL is one less).
 pub(super) const AERS_MAX: usize = 4;
@@ -19,17 +19,6 @@ pub(super) const KAS: u16 = 1;
 
 /// CAP.TO: 15 s, in 500 ms.
 const CAP_TO: u8 = 30;
-
-/// AEN configuration and OAES: discovery log page change.
-pub(super) const AEN_DISCOVERY: u32 = 1 << 31;
-
-/// A feature's identifiers.
-pub(super) mod feature {
-    pub const VOLATILE_WRITE_CACHE: u8 = 0x06;
-    pub const NUMBER_OF_QUEUES: u8 = 0x07;
-    pub const ASYNC_EVENT_CONFIG: u8 = 0x0B;
-    pub const KATO: u8 = 0x0F;
-}
 
 /// A controller.
 #[derive(Debug)]
@@ -253,19 +242,16 @@ impl Controller {
 
     /// The slot and DW0 of an event to be sent, if there is one, and one to send it with.
     pub fn event(&mut self) -> Option<(u16, u64)> {
-        let enabled = self.aen_config & AEN_DISCOVERY != 0;
+        let enabled = self.aen_config & async_event::DISCOVERY_LOG != 0;
         if !self.discovery_changed || self.discovery_masked || !enabled {
             return None;
         }
         let slot = self.take_aer()?;
         self.discovery_changed = false;
         self.discovery_masked = true;
-        Some((slot, DISCOVERY_CHANGED))
+        Some((slot, AsyncEvent::DISCOVERY_LOG_CHANGE.to_dw0().into()))
     }
 }
-
-/// DW0 of a Discovery Log Page Change: notice, F0h, log page 70h.
-const DISCOVERY_CHANGED: u64 = 0x0070_F002;
 
 /// The version we follow.
 pub(super) const VERSION: Vs = Vs::V2_0;
@@ -377,7 +363,7 @@ mod tests {
         c.hold_aer(8).unwrap();
         c.discovery_changed = true;
         assert_eq!(c.event(), None, "not enabled");
-        c.aen_config = AEN_DISCOVERY;
+        c.aen_config = async_event::DISCOVERY_LOG;
         assert_eq!(c.event(), Some((7, 0x0070_F002)));
         c.discovery_changed = true;
         assert_eq!(c.event(), None);

@@ -98,10 +98,10 @@ impl Core {
 
     /// A connection was accepted.
     pub fn accepted(&mut self, now: Instant, id: ConnId, local: SocketAddr, peer: SocketAddr) {
-        let unknown = |conn: &&Box<Conn>| {
+        let is_stranger = |conn: &Conn| {
             matches!(conn.state, State::IcWait | State::ConnectWait) && conn.peer.ip() == peer.ip()
         };
-        let strangers = self.conns.iter().flatten().filter(unknown).count();
+        let strangers = self.conns.iter().flatten().filter(|conn| is_stranger(conn)).count();
         let many = strangers >= self.config.unauthenticated_per_peer_max;
         let index = if many { None } else { self.free_conns.pop() };
         let Some(index) = index else {

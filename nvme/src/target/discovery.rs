@@ -3,11 +3,18 @@
 
 use std::net::SocketAddr;
 
+use zerocopy::IntoBytes;
+
 use super::Subsystem;
 use super::log::Window;
+use crate::spec::connect::CNTLID_DYNAMIC;
+use crate::spec::log::{DiscoveryLogEntry, DiscoveryLogHeader, adrfam, subtype, trtype};
 
 /// Bytes of the log's header, and of an entry.
 const RECORD_BYTES: u64 = 1024;
+
+/// TREQ: no secure channel, and SQ flow control may be off.
+const TREQ: u8 = 0b110;
 
 /// What the log is made of.
 pub(super) struct Log<'a> {
@@ -34,11 +41,11 @@ impl Log<'_> {
                 self.entry(window, entries * RECORD_BYTES, portid, addr, subsystem);
             }
         }
-        window.put(0, &self.genctr.to_le_bytes());
-        window.put(8, &entries.to_le_bytes()); // NUMREC
-        let size = (entries + 1) * RECORD_BYTES;
-        window.put(20, &(size as u32).to_le_bytes()); // TDLPL
-        size
+        let mut header = DiscoveryLogHeader::zeroed();
+        header.genctr.set(self.genctr);
+        header.numrec.set(entries);
+        window.put(0, header.as_bytes());
+        (entries + 1) * RECORD_BYTES
     }
 
     /// A listener's address as the host can use it.
@@ -61,19 +68,22 @@ impl Log<'_> {
         if !window.shows(at, RECORD_BYTES as usize) {
             return;
         }
-        let adrfam = if addr.is_ipv4() { 1 } else { 2 };
-        // TRTYPE TCP, ADRFAM, SUBTYPE NVM subsystem, TREQ: no secure channel, DISSQFC possible.
-        window.put(at, &[3, adrfam, 2, 0b110]);
-        window.put(at + 4, &portid.to_le_bytes());
-        window.put(at + 6, &0xFFFFu16.to_le_bytes()); // CNTLID: dynamic
-        window.put(at + 8, &self.admin_queue_size.to_le_bytes()); // ASQSZ
-        window.put(at + 32, &padded::<32>(format_args!("{}", addr.port()))); // TRSVCID
-        window.put(at + 256, subsystem.nqn.as_bytes()); // SUBNQN
-        window.put(at + 512, &padded::<256>(format_args!("{}", addr.ip()))); // TRADDR
+        let mut entry = DiscoveryLogEntry::zeroed();
+        entry.trtype = trtype::TCP;
+        entry.adrfam = if addr.is_ipv4() { adrfam::IPV4 } else { adrfam::IPV6 };
+        entry.subtype = subtype::NVM;
+        entry.treq = TREQ;
+        entry.portid.set(portid);
+        entry.cntlid.set(CNTLID_DYNAMIC);
+        entry.asqsz.set(self.admin_queue_size);
+        entry.trsvcid = padded(format_args!("{}", addr.port()));
+        entry.subnqn[..subsystem.nqn.len()].copy_from_slice(subsystem.nqn.as_bytes());
+        entry.traddr = padded(format_args!("{}", addr.ip()));
+        window.put(at, entry.as_bytes());
     }
 }
 
-/// ASCII, padded with spaces.
+/// ASCII, padded with spaces; nothing is allocated.
 fn padded<const N: usize>(text: std::fmt::Arguments<'_>) -> [u8; N] {
     use std::io::Write;
     let mut field = [b' '; N];

@@ -3,14 +3,16 @@
 
 use moorline_stack::Instant;
 
+use zerocopy::FromBytes;
+
 use super::conn::{Conn, Event, Phase, Rx, Slot, State};
 use super::core::Core;
-use super::io::{Geometry, RANGE_BYTES, Work, range};
+use super::io::{Geometry, Work};
 use super::pool::{Class, Pool};
 use crate::bdev::{Done, Op, Request};
 use crate::pdu::Fatal;
 use crate::pdu::fes::offset;
-use crate::spec::{Direction, Sgl, SglError, Sqe, Status};
+use crate::spec::{Direction, DsmRange, Sgl, SglError, Sqe, Status};
 
 /// What a command needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,9 +179,13 @@ impl Core {
         self.start_or_wait(index, slot);
     }
 
-    /// Starts a command, or lets it wait behind those that do.
+    /// Starts a command, or lets it wait behind those that do. One that needs no buffer passes
+    /// them: theirs may depend on what its host sends after it.
     fn start_or_wait(&mut self, index: u32, slot: u16) {
-        if self.conn(index).waiting.is_empty() && self.start(index, slot) {
+        let conn = self.conn(index);
+        let s = &conn.slots[usize::from(slot)];
+        let passes = s.len == 0 || s.buf.is_some();
+        if (passes || conn.waiting.is_empty()) && self.start(index, slot) {
             return;
         }
         self.stats.buffer_waits += 1;
@@ -362,8 +368,9 @@ fn step(s: &mut Slot, blocks_max: u64) -> Result<Option<(Op, u64, u32)>, Status>
         Work::Deallocate { ranges } => {
             let bytes = s.buf.as_deref().expect("its data came");
             while s.step < ranges {
-                let at = usize::from(s.step) * RANGE_BYTES;
-                let (lba, blocks) = range(&bytes[at..at + RANGE_BYTES]);
+                let at = usize::from(s.step) * size_of::<DsmRange>();
+                let (range, _) = DsmRange::read_from_prefix(&bytes[at..]).expect("they fit");
+                let (lba, blocks) = (range.slba.get(), range.nlb.get());
                 if lba.checked_add(blocks.into()).is_none_or(|end| end > blocks_max) {
                     return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
                 }

@@ -1,24 +1,26 @@
-//! Identify data structures (NVMe Base 2.x "Identify command"; offsets in `spec` terms).
+//! Identify data structures (NVMe Base 2.x, "Identify command").
 
-use super::Subsystem;
-use super::TargetConfig;
-use super::controller::{AEN_DISCOVERY, AERS_MAX, Controller, KAS, VERSION};
+use zerocopy::FromBytes;
+
+use super::controller::{AERS_MAX, Controller, KAS, VERSION};
 use super::subsystem::{NSID_MAX, Namespace};
-use crate::spec::{Sqe, Status};
+use super::{Subsystem, TargetConfig};
+use crate::spec::features::async_event;
+use crate::spec::identify::{IDENTIFY_BYTES, NSID_ALL, cns, oncs, sgls, text_field};
+use crate::spec::{
+    DISCOVERY_NQN, Identify, IdentifyController, IdentifyNamespace, NsDescriptor, Sqe, Status,
+};
 
-/// Every Identify answers with this much.
-pub(super) const IDENTIFY_BYTES: usize = 4096;
-
-/// ONCS: Compare, Dataset Management, Write Zeroes.
-const ONCS: u16 = 1 << 0 | 1 << 2 | 1 << 3;
-/// SGLS: SGLs supported; in-capsule data at an offset in the SGL.
-const SGLS: u32 = 1 | 1 << 20;
 /// CTRATT: 128-bit host identifiers.
 const CTRATT: u32 = 1;
-/// Largest NSID that means one namespace.
-const NSID_BROADCAST: u32 = 0xFFFF_FFFF;
+/// CNTRLTYPE of an I/O and of a discovery controller.
+const CNTRLTYPE_IO: u8 = 1;
+const CNTRLTYPE_DISCOVERY: u8 = 2;
+/// LPA: the effects log, and offsets in Get Log Page.
+const LPA_EFFECTS: u8 = 1 << 1;
+const LPA_OFFSETS: u8 = 1 << 2;
 
-/// Fills `out`, which is zero, as CNS asks.
+/// Fills `out`, which is zero, as CNS asks; `subsystem` is none for discovery.
 ///
 /// # Errors
 /// Invalid Field for a CNS that we do not have, Invalid Namespace for an NSID that cannot be.
@@ -26,38 +28,41 @@ pub(super) fn identify(
     sqe: &Sqe,
     controller: &Controller,
     subsystem: Option<&Subsystem>,
-    nqn: &str,
     config: &TargetConfig,
-    out: &mut [u8],
+    out: &mut [u8; IDENTIFY_BYTES],
 ) -> Result<(), Status> {
-    let out = Fields(&mut out[..IDENTIFY_BYTES]);
-    let (cns, nsid) = (sqe.cdw10.get() as u8, sqe.nsid.get());
-    let csi = (sqe.cdw11.get() >> 24) as u8;
-    let Some(subsystem) = subsystem else {
-        return match cns {
-            0x01 => Ok(discovery_controller(controller, nqn, config, out)),
-            _ => Err(Status::INVALID_FIELD.with_dnr()),
-        };
-    };
-    match (cns, csi) {
-        (0x00, _) => of_namespace(subsystem, nsid, out, namespace),
-        (0x01, _) => Ok(io_controller(controller, subsystem, config, out)),
-        (0x02, _) | (0x07, 0) => active_list(subsystem, nsid, out),
-        (0x03, _) => of_namespace(subsystem, nsid, out, descriptors),
-        // NVM command set specific: no protection information, no limits beyond MDTS.
-        (0x05, 0) => of_namespace(subsystem, nsid, out, |_, _| ()),
-        (0x06, 0) => Ok(()),
-        (0x08, _) => of_namespace(subsystem, nsid, out, independent),
-        _ => Err(Status::INVALID_FIELD.with_dnr()),
+    let Identify { cns, nsid, csi, .. } = Identify::from_sqe(sqe);
+    match (cns, csi, subsystem) {
+        (cns::CONTROLLER, _, None) => discovery_controller(controller, config, out),
+        (cns::CONTROLLER, _, Some(subsystem)) => {
+            io_controller(controller, subsystem, config, out);
+        }
+        (cns::NAMESPACE, _, Some(subsystem)) => of_namespace(subsystem, nsid, out, namespace)?,
+        (cns::ACTIVE_NSIDS, _, Some(subsystem)) | (cns::CSI_ACTIVE_NSIDS, 0, Some(subsystem)) => {
+            active_nsids(subsystem, nsid, out)?
+        }
+        (cns::NS_DESCRIPTORS, _, Some(subsystem)) => {
+            of_namespace(subsystem, nsid, out, descriptors)?;
+        }
+        // The NVM command set's own: no protection information, no limits beyond MDTS.
+        (cns::CSI_NAMESPACE, 0, Some(subsystem)) => {
+            of_namespace(subsystem, nsid, out, |_, _| ())?;
+        }
+        (cns::CSI_CONTROLLER, 0, Some(_)) => {}
+        (cns::INDEPENDENT_NAMESPACE, _, Some(subsystem)) => {
+            of_namespace(subsystem, nsid, out, independent)?;
+        }
+        _ => return Err(Status::INVALID_FIELD.with_dnr()),
     }
+    Ok(())
 }
 
 /// Fills in what is said of a namespace; an inactive one gives zeros.
 fn of_namespace(
     subsystem: &Subsystem,
     nsid: u32,
-    out: Fields<'_>,
-    fill: fn(&Namespace, Fields<'_>),
+    out: &mut [u8; IDENTIFY_BYTES],
+    fill: fn(&Namespace, &mut [u8; IDENTIFY_BYTES]),
 ) -> Result<(), Status> {
     if nsid == 0 || nsid > NSID_MAX {
         return Err(Status::INVALID_NAMESPACE.with_dnr());
@@ -68,105 +73,94 @@ fn of_namespace(
     Ok(())
 }
 
-fn namespace(ns: &Namespace, mut out: Fields<'_>) {
+fn namespace(ns: &Namespace, out: &mut [u8; IDENTIFY_BYTES]) {
+    let id = IdentifyNamespace::mut_from_bytes(out).expect("it has just this size");
     let blocks = ns.bdev.blocks();
-    for at in [0, 8, 16] {
-        out.put(at, &blocks.to_le_bytes()); // NSZE, NCAP, NUSE
-    }
-    out.put(30, &[1]); // NMIC: may be shared, or a Linux host builds no multipath head
-    out.put(104, &ns.uuid); // NGUID
-    out.put(130, &[ns.bdev.block_size().trailing_zeros() as u8]); // LBAF 0: LBADS
+    id.nsze.set(blocks);
+    id.ncap.set(blocks);
+    id.nuse.set(blocks);
+    id.nmic = 1; // may be shared, or a Linux host builds no multipath head
+    id.nguid = ns.uuid;
+    id.lbaf[0].lbads = ns.bdev.block_size().trailing_zeros() as u8;
 }
 
-fn independent(_: &Namespace, mut out: Fields<'_>) {
-    out.put(1, &[1]); // NMIC
-    out.put(14, &[1]); // NSTAT: ready
+/// CNS 08h: NMIC at byte 1, NSTAT (bit 0: ready) at byte 14.
+fn independent(_: &Namespace, out: &mut [u8; IDENTIFY_BYTES]) {
+    out[1] = 1;
+    out[14] = 1;
 }
 
-fn descriptors(ns: &Namespace, mut out: Fields<'_>) {
-    let mut at = 0;
-    for (kind, id) in [(2, &ns.uuid[..]), (3, &ns.uuid[..]), (4, &[0][..])] {
-        out.put(at, &[kind, id.len() as u8, 0, 0]); // NGUID, UUID, CSI
-        out.put(at + 4, id);
-        at += 4 + id.len();
-    }
+fn descriptors(ns: &Namespace, out: &mut [u8; IDENTIFY_BYTES]) {
+    let ids = [NsDescriptor::Nguid(ns.uuid), NsDescriptor::Uuid(ns.uuid), NsDescriptor::Csi(0)];
+    NsDescriptor::encode(&ids, out).expect("three fit");
 }
 
-fn active_list(subsystem: &Subsystem, after: u32, mut out: Fields<'_>) -> Result<(), Status> {
-    if after >= NSID_BROADCAST - 1 {
+fn active_nsids(
+    subsystem: &Subsystem,
+    after: u32,
+    out: &mut [u8; IDENTIFY_BYTES],
+) -> Result<(), Status> {
+    if after >= NSID_ALL - 1 {
         return Err(Status::INVALID_NAMESPACE.with_dnr());
     }
     let nsids = subsystem.nsids().filter(|&nsid| nsid > after);
-    for (at, nsid) in (0..IDENTIFY_BYTES).step_by(4).zip(nsids) {
-        out.put(at, &nsid.to_le_bytes());
+    for (entry, nsid) in out.chunks_exact_mut(4).zip(nsids) {
+        entry.copy_from_slice(&nsid.to_le_bytes());
     }
     Ok(())
 }
 
-/// What is the same for I/O and discovery controllers.
-fn any_controller(controller: &Controller, nqn: &str, config: &TargetConfig, out: &mut Fields<'_>) {
-    out.text(64, 8, env!("CARGO_PKG_VERSION")); // FR
-    out.put(77, &[config.mdts]);
-    out.put(78, &controller.cntlid.to_le_bytes());
-    out.put(80, &VERSION.0.to_le_bytes());
-    out.put(96, &CTRATT.to_le_bytes());
-    out.put(259, &[AERS_MAX as u8 - 1]); // AERL
-    out.put(320, &KAS.to_le_bytes());
-    out.put(514, &(config.mqes + 1).to_le_bytes()); // MAXCMD
-    out.put(536, &SGLS.to_le_bytes());
-    out.put(768, nqn.as_bytes()); // SUBNQN
-}
-
-fn io_controller(
-    controller: &Controller,
-    subsystem: &Subsystem,
-    config: &TargetConfig,
-    mut out: Fields<'_>,
-) {
-    any_controller(controller, &subsystem.nqn, config, &mut out);
-    out.text(4, 20, &subsystem.serial);
-    out.text(24, 40, &subsystem.model);
-    out.put(76, &[0b11]); // CMIC: several ports, several controllers
-    out.put(111, &[1]); // CNTRLTYPE: I/O
-    out.put(258, &[3]); // ACL
-    out.put(260, &[0b11]); // FRMW: one slot, read only
-    out.put(261, &[0b110]); // LPA: effects log, offsets in Get Log Page
-    out.put(512, &[0x66, 0x44]); // SQES, CQES
-    out.put(516, &NSID_MAX.to_le_bytes()); // NN
-    out.put(520, &ONCS.to_le_bytes());
-    out.put(525, &[1 | 0b10 << 1]); // VWC: present; Flush takes one namespace
-    out.put(540, &NSID_MAX.to_le_bytes()); // MNAN
-    out.put(1792, &((64 + config.in_capsule_bytes) / 16).to_le_bytes()); // IOCCSZ
-    out.put(1796, &1u32.to_le_bytes()); // IORCSZ
-    out.put(1803, &[1]); // MSDBD
-    out.put(1804, &1u16.to_le_bytes()); // OFCS: Disconnect
-}
-
-fn discovery_controller(
+/// What I/O and discovery controllers have in common.
+fn controller<'a>(
     controller: &Controller,
     nqn: &str,
     config: &TargetConfig,
-    mut out: Fields<'_>,
-) {
-    any_controller(controller, nqn, config, &mut out);
-    out.text(4, 20, "");
-    out.text(24, 40, "moorline discovery");
-    out.put(92, &AEN_DISCOVERY.to_le_bytes()); // OAES
-    out.put(111, &[2]); // CNTRLTYPE: discovery
-    out.put(261, &[0b100]); // LPA: offsets in Get Log Page
+    out: &'a mut [u8; IDENTIFY_BYTES],
+) -> &'a mut IdentifyController {
+    let id = IdentifyController::mut_from_bytes(out).expect("it has just this size");
+    id.fr = text_field(env!("CARGO_PKG_VERSION"));
+    id.mdts = config.mdts;
+    id.cntlid.set(controller.cntlid);
+    id.ver.set(VERSION.0);
+    id.ctratt.set(CTRATT);
+    id.aerl = AERS_MAX as u8 - 1;
+    id.kas.set(KAS);
+    id.maxcmd.set(config.mqes + 1);
+    id.sgls.set(sgls::SUPPORTED | sgls::OFFSET);
+    id.subnqn[..nqn.len()].copy_from_slice(nqn.as_bytes());
+    id
 }
 
-/// A data structure to be filled in by offset.
-struct Fields<'a>(&'a mut [u8]);
+fn io_controller(
+    of: &Controller,
+    subsystem: &Subsystem,
+    config: &TargetConfig,
+    out: &mut [u8; IDENTIFY_BYTES],
+) {
+    let id = controller(of, &subsystem.nqn, config, out);
+    id.sn = text_field(&subsystem.serial);
+    id.mn = text_field(&subsystem.model);
+    id.cmic = 0b11; // several ports, several controllers
+    id.cntrltype = CNTRLTYPE_IO;
+    id.acl = 3;
+    id.frmw = 0b11; // one slot, read only
+    id.lpa = LPA_EFFECTS | LPA_OFFSETS;
+    (id.sqes, id.cqes) = (0x66, 0x44);
+    id.nn.set(NSID_MAX);
+    id.mnan.set(NSID_MAX);
+    id.oncs.set(oncs::COMPARE | oncs::DATASET_MANAGEMENT | oncs::WRITE_ZEROES);
+    id.vwc = 1 | 0b10 << 1; // present; Flush takes one namespace
+    id.ioccsz.set((64 + config.in_capsule_bytes) / 16);
+    id.iorcsz.set(1);
+    id.msdbd = 1;
+    id.ofcs.set(1); // Disconnect
+}
 
-impl Fields<'_> {
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        self.0[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-
-    /// ASCII, padded with spaces.
-    fn text(&mut self, at: usize, len: usize, text: &str) {
-        self.0[at..at + len].fill(b' ');
-        self.put(at, &text.as_bytes()[..text.len().min(len)]);
-    }
+fn discovery_controller(of: &Controller, config: &TargetConfig, out: &mut [u8; IDENTIFY_BYTES]) {
+    let id = controller(of, DISCOVERY_NQN, config, out);
+    id.sn = text_field("");
+    id.mn = text_field("moorline discovery");
+    id.oaes.set(async_event::DISCOVERY_LOG);
+    id.cntrltype = CNTRLTYPE_DISCOVERY;
+    id.lpa = LPA_OFFSETS;
 }

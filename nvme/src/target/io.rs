@@ -1,7 +1,11 @@
 //! I/O commands: what one asks for, checked against its namespace before anything moves
 //! (NVM Command Set 1.x).
 
-use crate::spec::{Sgl, Sqe, Status, opcode};
+use crate::spec::io::DSM_RANGES_MAX;
+use crate::spec::{BlockCommand, DatasetManagement, DsmRange, Sgl, Sqe, Status, opcode};
+
+/// Most data of a Dataset Management.
+const DSM_BYTES_MAX: u32 = (DSM_RANGES_MAX * size_of::<DsmRange>()) as u32;
 
 /// What an I/O command asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,22 +35,15 @@ pub(super) struct Geometry {
     pub transfer_max: u32,
 }
 
-/// FUA in CDW12.
-const FUA: u32 = 1 << 30;
-/// AD (deallocate) in Dataset Management's CDW11.
-const AD: u32 = 1 << 2;
-/// Bytes of a Dataset Management range.
-pub(super) const RANGE_BYTES: usize = 16;
-
 impl Work {
     /// Parses a command; returns what it asks for, and how many bytes of data go with it.
     ///
     /// # Errors
     /// The status that the command fails with; such would fail again (DNR).
     pub fn parse(sqe: &Sqe, sgl: Sgl, geometry: &Geometry) -> Result<(Self, u32), Status> {
-        let fua = sqe.cdw12.get() & FUA != 0;
-        let (lba, blocks) = (sqe.cdw10_11(), (sqe.cdw12.get() & 0xFFFF) + 1);
-        let with_data = || geometry.check_data(lba, blocks, sgl);
+        let command = BlockCommand::from_sqe(sqe);
+        let BlockCommand { slba: lba, blocks, fua, .. } = command;
+        let with_data = || geometry.check_data(&command, sgl);
         if sqe.fuse() != 0 {
             return Err(Status::INVALID_FIELD.with_dnr());
         }
@@ -55,21 +52,20 @@ impl Work {
             opcode::io::WRITE => Ok((Self::Write { lba, blocks, fua }, with_data()?)),
             opcode::io::COMPARE => Ok((Self::Compare { lba, blocks }, with_data()?)),
             opcode::io::WRITE_ZEROES => {
-                geometry.check_range(lba, blocks)?;
+                geometry.check_range(&command)?;
                 Ok((Self::WriteZeroes { lba, blocks, fua }, 0))
             }
             opcode::io::FLUSH => Ok((Self::Flush, 0)),
             opcode::io::DATASET_MANAGEMENT => {
-                let ranges = (sqe.cdw10.get() & 0xFF) as u16 + 1;
-                let len = u32::from(ranges) * RANGE_BYTES as u32;
-                if sgl.len() < len {
+                let command = DatasetManagement::from_sqe(sqe);
+                if sgl.len() < command.data_len() {
                     return Err(Status::SGL_LENGTH_INVALID.with_dnr());
                 }
-                if sgl.len() > 4096 {
+                if sgl.len() > DSM_BYTES_MAX {
                     return Err(Status::INVALID_FIELD.with_dnr());
                 }
                 // Other attributes are hints that we do not take; their data are still to come.
-                let ranges = if sqe.cdw11.get() & AD != 0 { ranges } else { 0 };
+                let ranges = if command.deallocate { command.ranges } else { 0 };
                 Ok((Self::Deallocate { ranges }, sgl.len()))
             }
             _ => Err(Status::INVALID_OPCODE.with_dnr()),
@@ -79,32 +75,23 @@ impl Work {
 
 impl Geometry {
     /// All blocks exist.
-    pub fn check_range(&self, lba: u64, blocks: u32) -> Result<(), Status> {
-        match lba.checked_add(u64::from(blocks)) {
-            Some(end) if end <= self.blocks => Ok(()),
-            Some(_) | None => Err(Status::LBA_OUT_OF_RANGE.with_dnr()),
-        }
+    fn check_range(&self, command: &BlockCommand) -> Result<(), Status> {
+        let within = command.is_within(self.blocks);
+        if within { Ok(()) } else { Err(Status::LBA_OUT_OF_RANGE.with_dnr()) }
     }
 
     /// All blocks exist, the transfer is within MDTS, and the SGL is as long as the blocks.
-    fn check_data(&self, lba: u64, blocks: u32, sgl: Sgl) -> Result<u32, Status> {
-        let len = u64::from(blocks) * u64::from(self.block_size);
+    fn check_data(&self, command: &BlockCommand, sgl: Sgl) -> Result<u32, Status> {
+        let len = u64::from(command.blocks) * u64::from(self.block_size);
         if len > u64::from(self.transfer_max) {
             return Err(Status::INVALID_FIELD.with_dnr());
         }
-        self.check_range(lba, blocks)?;
+        self.check_range(command)?;
         if u64::from(sgl.len()) != len {
             return Err(Status::SGL_LENGTH_INVALID.with_dnr());
         }
         Ok(sgl.len())
     }
-}
-
-/// A Dataset Management range: first block and count, from its 16 bytes.
-pub(super) fn range(bytes: &[u8]) -> (u64, u32) {
-    let (count, lba) = (&bytes[4..8], &bytes[8..16]);
-    let count = u32::from_le_bytes(count.try_into().expect("4 bytes"));
-    (u64::from_le_bytes(lba.try_into().expect("8 bytes")), count)
 }
 
 #[cfg(test)]
@@ -114,9 +101,7 @@ mod tests {
     const DISK: Geometry = Geometry { block_size: 512, blocks: 4096, transfer_max: 128 << 10 };
 
     fn rw(code: u8, lba: u64, blocks: u32, len: u32) -> Result<(Work, u32), Status> {
-        let mut sqe = Sqe::new(code, 1);
-        sqe.set_cdw10_11(lba);
-        sqe.cdw12.set(blocks - 1);
+        let sqe = BlockCommand::new(1, lba, blocks).to_sqe(code);
         Work::parse(&sqe, Sgl::Transport(len), &DISK)
     }
 
@@ -130,8 +115,8 @@ mod tests {
 
     #[test]
     fn fua_is_seen() {
-        let mut sqe = Sqe::new(opcode::io::WRITE, 1);
-        sqe.cdw12.set(FUA);
+        let sqe = BlockCommand { fua: true, ..BlockCommand::new(1, 0, 1) };
+        let sqe = sqe.to_sqe(opcode::io::WRITE);
         let work = Work::Write { lba: 0, blocks: 1, fua: true };
         assert_eq!(Work::parse(&sqe, Sgl::InCapsule(512), &DISK), Ok((work, 512)));
     }
@@ -169,11 +154,5 @@ mod tests {
         sqe.flags |= 1;
         let refused = Err(Status::INVALID_FIELD.with_dnr());
         assert_eq!(Work::parse(&sqe, Sgl::Transport(0), &DISK), refused);
-    }
-
-    #[test]
-    fn ranges_are_little_endian() {
-        let bytes = [0, 0, 0, 0, 8, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0];
-        assert_eq!(range(&bytes), (0x201, 8));
     }
 }

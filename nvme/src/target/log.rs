@@ -1,42 +1,11 @@
 //! Log pages (NVMe Base 2.x, "Get Log Page"). A log is written through a window: whatever offset
 //! and length a host asks for, each page is described once, and nothing is built that is not read.
 
-use crate::spec::{Sqe, opcode};
+use zerocopy::IntoBytes;
 
-/// A log page's identifiers.
-pub(super) mod lid {
-    pub const SUPPORTED: u8 = 0x00;
-    pub const ERROR: u8 = 0x01;
-    pub const SMART: u8 = 0x02;
-    pub const FIRMWARE: u8 = 0x03;
-    pub const CHANGED_NAMESPACES: u8 = 0x04;
-    pub const EFFECTS: u8 = 0x05;
-    pub const DISCOVERY: u8 = 0x70;
-}
-
-/// What a Get Log Page asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LogRequest {
-    pub lid: u8,
-    /// Retain asynchronous event.
-    pub rae: bool,
-    pub offset: u64,
-    /// Bytes; up to 16 GiB can be asked for.
-    pub len: u64,
-}
-
-impl LogRequest {
-    pub fn from_sqe(sqe: &Sqe) -> Self {
-        let (cdw10, cdw11) = (sqe.cdw10.get(), sqe.cdw11.get());
-        let numd = u64::from(cdw10 >> 16 | (cdw11 & 0xFFFF) << 16) + 1;
-        Self {
-            lid: cdw10 as u8,
-            rae: cdw10 & 1 << 15 != 0,
-            offset: u64::from(sqe.cdw12.get()) | u64::from(sqe.cdw13.get()) << 32,
-            len: numd * 4,
-        }
-    }
-}
+use crate::spec::identify::text_field;
+use crate::spec::log::{CommandEffectsLog, FwSlotLog, SmartLog, lid};
+use crate::spec::{GetLogPage, NsidList, opcode};
 
 /// The part of a log that a host reads; zero where nothing is put.
 pub(super) struct Window<'a> {
@@ -56,6 +25,12 @@ impl<'a> Window<'a> {
         at < self.offset + self.out.len() as u64 && at + len as u64 > self.offset
     }
 
+    /// Puts a log of one part; returns its size.
+    fn whole(&mut self, bytes: &[u8]) -> u64 {
+        self.put(0, bytes);
+        bytes.len() as u64
+    }
+
     /// Puts what the log has at `at`.
     pub fn put(&mut self, at: u64, bytes: &[u8]) {
         if !self.shows(at, bytes.len()) {
@@ -68,60 +43,63 @@ impl<'a> Window<'a> {
     }
 }
 
+/// Logs of an I/O controller.
+const IO_LOGS: [u8; 6] = [
+    lid::SUPPORTED_PAGES,
+    lid::ERROR,
+    lid::SMART,
+    lid::FW_SLOT,
+    lid::CHANGED_NAMESPACES,
+    lid::COMMAND_EFFECTS,
+];
+
 /// Writes a log of an I/O controller; returns its size, or `None` for a log that we do not have.
-pub(super) fn io_log(log: LogRequest, out: &mut [u8]) -> Option<u64> {
+pub(super) fn io_log(log: &GetLogPage, out: &mut [u8]) -> Option<u64> {
     let mut window = Window::new(log.offset, out);
     match log.lid {
-        lid::SUPPORTED => {
-            let pages = [
-                lid::SUPPORTED,
-                lid::ERROR,
-                lid::SMART,
-                lid::FIRMWARE,
-                lid::CHANGED_NAMESPACES,
-                lid::EFFECTS,
-            ];
-            Some(supported(&pages, &mut window))
-        }
+        lid::SUPPORTED_PAGES => Some(supported(&IO_LOGS, &mut window)),
         lid::ERROR => Some(64), // none yet: an entry of zeros
         lid::SMART => {
-            window.put(1, &300u16.to_le_bytes()); // composite temperature, K
-            window.put(3, &[100, 10]); // available spare, its threshold
-            Some(512)
+            let mut smart = SmartLog::zeroed();
+            smart.temperature.set(300); // K
+            (smart.avail_spare, smart.spare_thresh) = (100, 10);
+            Some(window.whole(smart.as_bytes()))
         }
-        lid::FIRMWARE => {
-            let mut revision = [b' '; 8];
-            let version = env!("CARGO_PKG_VERSION").as_bytes();
-            let len = version.len().min(8);
-            revision[..len].copy_from_slice(&version[..len]);
-            window.put(0, &[1]); // AFI: slot 1
-            window.put(8, &revision); // FRS1
-            Some(512)
+        lid::FW_SLOT => {
+            let mut firmware = FwSlotLog::zeroed();
+            firmware.afi = 1;
+            firmware.frs[0] = text_field(env!("CARGO_PKG_VERSION"));
+            Some(window.whole(firmware.as_bytes()))
         }
-        lid::CHANGED_NAMESPACES => Some(4096), // namespaces do not change
-        lid::EFFECTS => {
-            use opcode::{admin, io};
-            for code in [
-                admin::GET_LOG_PAGE,
-                admin::IDENTIFY,
-                admin::ABORT,
-                admin::SET_FEATURES,
-                admin::GET_FEATURES,
-                admin::ASYNC_EVENT_REQUEST,
-                admin::KEEP_ALIVE,
-            ] {
-                window.put(u64::from(code) * 4, &1u32.to_le_bytes()); // CSUPP
-            }
-            for code in [io::FLUSH, io::READ, io::COMPARE] {
-                window.put(1024 + u64::from(code) * 4, &1u32.to_le_bytes());
-            }
-            for code in [io::WRITE, io::WRITE_ZEROES, io::DATASET_MANAGEMENT] {
-                window.put(1024 + u64::from(code) * 4, &0b11u32.to_le_bytes()); // and LBCC
-            }
-            Some(4096)
-        }
+        lid::CHANGED_NAMESPACES => Some(size_of::<NsidList>() as u64), // they do not change
+        lid::COMMAND_EFFECTS => Some(window.whole(effects().as_bytes())),
         _ => None,
     }
+}
+
+fn effects() -> CommandEffectsLog {
+    use opcode::{admin, io};
+    const READS: u32 = CommandEffectsLog::SUPPORTED;
+    const WRITES: u32 = READS | CommandEffectsLog::CHANGES_BLOCKS;
+    let mut log = CommandEffectsLog::zeroed();
+    for code in [
+        admin::GET_LOG_PAGE,
+        admin::IDENTIFY,
+        admin::ABORT,
+        admin::SET_FEATURES,
+        admin::GET_FEATURES,
+        admin::ASYNC_EVENT_REQUEST,
+        admin::KEEP_ALIVE,
+    ] {
+        log.admin[usize::from(code)].set(READS);
+    }
+    for code in [io::FLUSH, io::READ, io::COMPARE] {
+        log.io[usize::from(code)].set(READS);
+    }
+    for code in [io::WRITE, io::WRITE_ZEROES, io::DATASET_MANAGEMENT] {
+        log.io[usize::from(code)].set(WRITES);
+    }
+    log
 }
 
 /// The log of supported logs: a dword each, bit 0 set for those there are.
@@ -155,23 +133,11 @@ mod tests {
     }
 
     #[test]
-    fn numd_and_offset_have_64_bits() {
-        let mut sqe = Sqe::new(opcode::admin::GET_LOG_PAGE, 0);
-        sqe.cdw10.set(0xFFFF_8070);
-        sqe.cdw11.set(0xFFFF);
-        sqe.cdw12.set(1);
-        sqe.cdw13.set(2);
-        let log = LogRequest::from_sqe(&sqe);
-        assert_eq!((log.lid, log.rae), (0x70, true));
-        assert_eq!((log.len, log.offset), (4 << 32, 0x2_0000_0001));
-    }
-
-    #[test]
     fn supported_logs_are_listed() {
         let mut out = [0; 1024];
-        let log = LogRequest { lid: 0, rae: false, offset: 0, len: 1024 };
-        assert_eq!(io_log(log, &mut out), Some(1024));
+        let log = |lid| GetLogPage::new(lid, 0, 1024);
+        assert_eq!(io_log(&log(0), &mut out), Some(1024));
         assert_eq!((out[0], out[4 * 5], out[4 * 6]), (1, 1, 0));
-        assert_eq!(io_log(LogRequest { lid: 0x70, ..log }, &mut out), None);
+        assert_eq!(io_log(&log(0x70), &mut out), None);
     }
 }

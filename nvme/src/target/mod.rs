@@ -62,4 +62,6 @@ pub struct TargetStats {
 }
 
 #[cfg(test)]
+mod raw;
+#[cfg(test)]
 mod tests;

@@ -58,8 +58,8 @@ impl Pool {
     /// The size for a transfer of `len` bytes.
     pub fn class_for(len: u32) -> Class {
         match len as usize {
-            0..=SMALL => Class::Small,
-            ..=MEDIUM => Class::Medium,
+            len if len <= SMALL => Class::Small,
+            len if len <= MEDIUM => Class::Medium,
             _ => Class::Large,
         }
     }
