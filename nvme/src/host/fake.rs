@@ -50,6 +50,8 @@ pub(super) struct Knobs {
     pub success_flag: bool,
     /// Deny DISSQFC.
     pub flow_control: bool,
+    /// SQHD is 0 in every completion.
+    pub stuck_sqhd: bool,
     /// Bytes of data of one C2HData PDU, and of one R2T.
     pub chunk: usize,
     pub corrupt_ddgst: bool,
@@ -75,6 +77,7 @@ impl Default for Knobs {
             ioccsz: (64 + 4096) / 16,
             success_flag: true,
             flow_control: false,
+            stuck_sqhd: false,
             chunk: 16384,
             corrupt_ddgst: false,
             hook: Box::new(|_| Hook::Serve),
@@ -95,6 +98,7 @@ struct Conn {
     out: Vec<u8>,
     qid: u16,
     dissqfc: bool,
+    stuck_sqhd: bool,
     sq_size: u16,
     sqhd: u16,
     writes: Vec<Write>,
@@ -324,6 +328,7 @@ impl Fake {
                     self.kato = sqe.cdw12.get().next_multiple_of(u32::from(self.knobs.kas) * 100);
                 }
                 conn.sq_size = cdw11 as u16 + 1;
+                conn.stuck_sqhd = self.knobs.stuck_sqhd;
                 conn.dissqfc = cdw11 >> 16 & 4 != 0 && !self.knobs.flow_control;
                 conn.sqhd = 1;
                 cqe.dw0.set(0x17);
@@ -459,6 +464,7 @@ impl Conn {
             out: Vec::new(),
             qid: 0,
             dissqfc: false,
+            stuck_sqhd: false,
             sq_size: 0,
             sqhd: 0,
             writes: Vec::new(),
@@ -472,7 +478,8 @@ impl Conn {
     }
 
     fn respond(&mut self, mut cqe: Cqe) {
-        cqe.sqhd.set(if self.dissqfc { 0xFFFF } else { self.sqhd });
+        let sqhd = if self.dissqfc { 0xFFFF } else { self.sqhd };
+        cqe.sqhd.set(if self.stuck_sqhd { 0 } else { sqhd });
         self.push(&Pdu::CapsuleResp { cqe }, &[], false);
     }
 

@@ -7,7 +7,6 @@
 mod bringup;
 mod config;
 mod controller;
-mod credit;
 mod driver;
 mod emission;
 mod failure;

@@ -13,6 +13,10 @@
 //! only after its completion, and a new connection starts with new tables, so nothing of an old
 //! one can be meant (NVMe-TCP 1.x leaves late PDUs only where the connection lives on after an
 //! abort, which this host does not do).
+//!
+//! SQHD is not looked at. A queue of D entries carries at most D - 1 commands at once here, so the
+//! controller never has more than that to fetch, with SQ flow control or without; waiting for
+//! SQHD as well would only let a controller that reports it badly stall the queue.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,7 +24,6 @@ use std::time::Duration;
 use moorline_stack::Instant;
 use moorline_stack::time::earliest;
 
-use super::credit::Credit;
 use super::emission::Emission;
 use super::failure::{Cause, Stage};
 use super::table::{Grant, Table};
@@ -87,7 +90,6 @@ pub(super) struct Qpair {
     /// For PDUs that we send, once ICResp said so.
     params: Params,
     h2c_data_max: u32,
-    credit: Credit,
     /// Slots with something to send, in order; a slot is in it once.
     tx: VecDeque<u16>,
     control: Option<HeaderBuf>,
@@ -113,7 +115,6 @@ impl Qpair {
             receiving: None,
             params: Params::default(),
             h2c_data_max: 0,
-            credit: Credit::agreed(0),
             tx: VecDeque::with_capacity(commands),
             control: None,
             emission: None,
@@ -157,15 +158,13 @@ impl Qpair {
         self.table.reject(now, work, status);
     }
 
-    /// Turns what waits into commands, as far as slots and credit go.
+    /// Turns what waits into commands, as far as slots go.
     fn issue(&mut self, now: Instant) {
         let in_capsule_max = match self.state {
             State::ConnectSent { .. } => ADMIN_IN_CAPSULE_MAX, // every Fabrics command
             _ => self.config.in_capsule_max,
         };
-        while self.credit.available(self.config.queue_size) {
-            let Some(index) = self.table.next_command(now, in_capsule_max) else { return };
-            self.credit.take(self.config.queue_size);
+        while let Some(index) = self.table.next_command(now, in_capsule_max) {
             let first = self.table.work(index).owner == Owner::KeepAlive;
             let slot = self.table.slot_mut(index);
             slot.queued = true;
@@ -248,8 +247,6 @@ impl Qpair {
         }
         if self.table.work(index).owner == Owner::Connect {
             self.connect_done(now, &cqe);
-        } else {
-            self.credit.returned(cqe.sqhd.get(), self.config.queue_size)?;
         }
         self.complete(now, index, cqe);
         Ok(())
@@ -257,7 +254,6 @@ impl Qpair {
 
     fn connect_done(&mut self, now: Instant, cqe: &Cqe) {
         if cqe.status().is_success() {
-            self.credit = Credit::agreed(cqe.sqhd.get());
             self.connect_response = Some(*cqe);
             self.state = State::Live;
         } else {
@@ -309,7 +305,6 @@ impl Qpair {
         }
         let status = if slot.digest_failed { Status::TRANSIENT_TRANSPORT } else { Status::SUCCESS };
         let cqe = Cqe::new(slot.sqe.cid.get(), status);
-        self.credit.returned_silently(self.config.queue_size);
         self.complete(now, index, cqe);
         Ok(())
     }

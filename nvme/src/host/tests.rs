@@ -145,6 +145,21 @@ fn queue_depth_is_one_less_than_its_size() {
 }
 
 #[test]
+fn sqhd_that_stands_still_stalls_nothing() {
+    for sq_flow_control in [false, true] {
+        let mut world = world();
+        world.fake.knobs.stuck_sqhd = true;
+        let config = CtrlConfig { queue_size: 4, sq_flow_control, ..config() };
+        let id = world.live(config);
+        for lba in 0..20 {
+            let write = io(WRITE, lba, 1, Some(buf(BLOCK)));
+            world.host.submit(world.now, id, 0, write).unwrap();
+            assert_eq!(done(&mut world).status, Status::SUCCESS);
+        }
+    }
+}
+
+#[test]
 fn work_without_room_for_all_its_commands_goes_on_as_they_end() {
     let mut world = world();
     world.fake.knobs.mdts = 1; // 8 KiB

@@ -379,9 +379,9 @@ impl Conn {
         self.free.push(slot);
     }
 
-    /// SQHD for a completion.
+    /// SQHD for a completion; FFFFh, in Connect's, is how a host learns that SQ flow control is off.
     pub(super) fn sqhd(&self) -> u16 {
-        if self.flow_control { self.sqhd } else { 0 }
+        if self.flow_control { self.sqhd } else { 0xFFFF }
     }
 
     /// The slot of an outstanding command.
