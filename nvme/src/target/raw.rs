@@ -171,7 +171,7 @@ impl Raw {
         self.ic(peer, hdgst, ddgst);
         let (sqe, data) = connect(1, cntlid, 0);
         let cqe = self.command(peer, &sqe, data.as_bytes());
-        assert_eq!(cqe.status(), Status::SUCCESS);
+        assert_eq!((cqe.status(), cqe.sqhd.get()), (Status::SUCCESS, 0xFFFF), "DISSQFC");
         peer
     }
 
@@ -301,16 +301,12 @@ fn identify_says_what_a_linux_host_needs() {
     let mut identify = |cns, nsid| {
         raw.peers[peer].data.clear();
         let sqe = Identify::new(cns, nsid).to_sqe().with_transport(4096);
-        let status = match raw.peers[peer].params {
-            _ => {
-                raw.send_pdu(peer, &Pdu::CapsuleCmd { sqe, data_len: 0 }, &[]);
-                raw.run(ms(2));
-                match raw.peers[peer].pdus.pop() {
-                    Some(Pdu::C2HData(data)) if data.success => Status::SUCCESS,
-                    Some(Pdu::CapsuleResp { cqe }) => cqe.status(),
-                    pdu => panic!("{pdu:?}"),
-                }
-            }
+        raw.send_pdu(peer, &Pdu::CapsuleCmd { sqe, data_len: 0 }, &[]);
+        raw.run(ms(2));
+        let status = match raw.peers[peer].pdus.pop() {
+            Some(Pdu::C2HData(data)) if data.success => Status::SUCCESS,
+            Some(Pdu::CapsuleResp { cqe }) => cqe.status(),
+            pdu => panic!("{pdu:?}"),
         };
         (status, raw.peers[peer].data.clone())
     };

@@ -153,3 +153,60 @@ fn streams_cut_anywhere_and_digests_change_nothing() {
         assert_eq!(pair.target.stats().fatal, 0);
     }
 }
+
+#[test]
+fn reads_and_writes_of_many_at_once_keep_their_data_apart() {
+    let pipe = PipeOptions { cut_max: 5000, ..PipeOptions::default() };
+    // Few buffers, so that most commands wait for one.
+    let config = TargetConfig {
+        in_capsule_buffers: 2,
+        small_buffers: 2,
+        medium_buffers: 2,
+        large_buffers: 1,
+        ..TargetConfig::default()
+    };
+    let mut pair = Pair::new(9, pipe, config);
+    let ctrl = pair.connect(self::config());
+    let lens = [1u32, 8, 40, 300];
+    for op in [IoOp::Write { fua: false }, IoOp::Read] {
+        for tag in 0..64u64 {
+            let blocks = lens[tag as usize % 4];
+            let fill = if op == IoOp::Read { 0 } else { tag as u8 + 1 };
+            let buf = Some(pair.buf(blocks as usize * 512, fill));
+            let io = Io { tag, op, nsid: 1, lba: tag * 512, blocks, buf, buf_offset: 0 };
+            pair.host.submit(pair.now, ctrl, 0, io).unwrap();
+        }
+        let mut left = 64;
+        pair.run_until(|pair| {
+            while let Some(done) = pair.host.poll_io() {
+                assert_eq!(done.status, Status::SUCCESS);
+                assert!(done.buf.unwrap().iter().all(|&byte| byte == done.tag as u8 + 1));
+                left -= 1;
+            }
+            (left == 0).then_some(())
+        });
+    }
+    assert!(pair.target.stats().buffer_waits > 0 && pair.target.core.pool.is_whole());
+}
+
+#[test]
+fn zeroes_deallocation_flush_and_idle_keep_alives_work() {
+    let mut pair = Pair::new(2, PipeOptions::default(), TargetConfig::default());
+    let ctrl = pair.connect(config());
+    write_and_read(&mut pair, ctrl, 1, 0, 16, 8192);
+    for (op, blocks) in [(IoOp::WriteZeroes, 16), (IoOp::Deallocate, 16), (IoOp::Flush, 1)] {
+        let done = pair.io(ctrl, io(op, 1, 0, blocks, None));
+        assert_eq!(done.status, Status::SUCCESS, "{op:?}");
+    }
+    let buf = pair.buf(8192, 1);
+    let done = pair.io(ctrl, io(IoOp::Read, 1, 0, 16, Some(buf)));
+    assert!(done.buf.unwrap().iter().all(|&byte| byte == 0));
+    pair.run_for(ms(30_000));
+    assert_eq!(pair.target.stats().keep_alive_expired, 0);
+    let done = pair.admin(ctrl, AdminCommand::log_page(2, 0, false, 0, 512));
+    assert_eq!((done.status(), done.data[3]), (Status::SUCCESS, 100));
+    pair.host.disconnect(pair.now, ctrl);
+    pair.run_for(ms(3_000));
+    let stats = pair.target.stats();
+    assert_eq!((stats.conns, stats.controllers, stats.fatal), (0, 0, 0));
+}
