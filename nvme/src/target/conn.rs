@@ -20,6 +20,9 @@ use super::transfer::Sending;
 use crate::pdu::{Decoder, Fatal, HeaderBuf, ICReq, ICResp, Item, Limits, Params, Pdu, Role};
 use crate::spec::{ConnectData, Sqe, Status};
 
+/// No command's: CIDs have 16 bits.
+const NO_CID: u32 = u32::MAX;
+
 /// Where a connection stands; the deadline of a state is in [`Conn::deadline`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -141,14 +144,18 @@ pub(super) struct Conn {
     pub state: State,
     /// ICReq, Connect or the end of a termination is due.
     pub deadline: Option<Instant>,
-    /// Bytes moved last at.
-    pub progress_at: Instant,
+    /// Bytes of transfers moved, either way.
+    pub moved: u64,
+    /// What `moved` was when it was last looked at and had changed, and when that was.
+    pub seen: (u64, Instant),
     /// Index of its controller, and which queue of it this is.
     pub controller: Option<u16>,
     pub qid: u16,
     /// Room for a Connect's data until there was one: all that is held for an unknown peer.
     pub connect_data: Option<Box<[u8; ConnectData::BYTES as usize]>>,
     pub slots: Box<[Slot]>,
+    /// CID of each slot's command, for one look at all; [`NO_CID`] where there is none.
+    cids: Box<[u32]>,
     free: Vec<u16>,
     /// Commands that wait for a buffer or their device, in order.
     pub waiting: VecDeque<u16>,
@@ -199,11 +206,13 @@ impl Conn {
             local,
             state: State::IcWait,
             deadline: Some(now + config.icreq_timeout),
-            progress_at: now,
+            moved: 0,
+            seen: (0, now),
             controller: None,
             qid: 0,
             connect_data: Some(Box::new([0; ConnectData::BYTES as usize])),
             slots: [Slot::new()].into(),
+            cids: [NO_CID].into(),
             free: vec![0],
             waiting: VecDeque::new(),
             paused: None,
@@ -242,6 +251,9 @@ impl Conn {
         let mut slots = std::mem::take(&mut self.slots).into_vec();
         slots.resize_with(usize::from(depth), Slot::new);
         self.slots = slots.into();
+        let first = self.cids[0];
+        self.cids = vec![NO_CID; usize::from(depth)].into();
+        self.cids[0] = first;
         self.free = (1..depth).rev().collect();
         self.free.reserve_exact(1);
         self.waiting.reserve_exact(usize::from(depth));
@@ -264,7 +276,7 @@ impl Conn {
                 Ok(Some(Item::Pdu(pdu))) => self.pdu(now, &pdu),
                 Ok(Some(Item::Data(chunk))) => {
                     self.data(chunk);
-                    self.progress_at = now;
+                    self.moved += chunk.len() as u64;
                     Ok(None)
                 }
                 Ok(Some(Item::DataEnd { digest_ok })) => Ok(self.data_end(digest_ok)),
@@ -315,8 +327,8 @@ impl Conn {
     fn capsule(&mut self, sqe: &Sqe, data_len: u32) -> Result<Event, Fatal> {
         // More commands than the queue has entries: the peer does not keep to SQSIZE.
         let index = self.free.pop().ok_or(Fatal::LimitExceeded)?;
-        let in_use = |slot: &Slot| slot.phase != Phase::Free && slot.sqe.cid == sqe.cid;
-        let conflict = self.slots.iter().any(in_use);
+        let conflict = self.slot_of(sqe.cid.get()).is_some();
+        self.cids[usize::from(index)] = sqe.cid.get().into();
         let depth = self.slots.len() as u16;
         self.sqhd = (self.sqhd + 1) % depth.max(1);
         self.rx = Rx::Discard;
@@ -376,6 +388,7 @@ impl Conn {
         let s = &mut self.slots[usize::from(slot)];
         s.release(pool);
         s.phase = Phase::Free;
+        self.cids[usize::from(slot)] = NO_CID;
         self.free.push(slot);
     }
 
@@ -386,8 +399,17 @@ impl Conn {
 
     /// The slot of an outstanding command.
     pub fn slot_of(&self, cid: u16) -> Option<u16> {
-        let is = |slot: &Slot| slot.phase != Phase::Free && slot.sqe.cid.get() == cid;
-        self.slots.iter().position(is).map(|index| index as u16)
+        let held = self.cids.iter().position(|&held| held == u32::from(cid))?;
+        Some(held as u16)
+    }
+
+    /// Looks whether a transfer moved since the last look; how long none has.
+    pub fn stalled_for(&mut self, now: Instant) -> std::time::Duration {
+        let transfers = self.awaiting_data > 0 || self.sending.is_some();
+        if !transfers || self.seen.0 != self.moved {
+            self.seen = (self.moved, now);
+        }
+        now.since(self.seen.1)
     }
 
     /// Whether anything waits to be sent.

@@ -355,8 +355,7 @@ impl Core {
         if conn.state == State::Dead {
             return;
         }
-        let transfers = conn.awaiting_data > 0 || conn.sending.is_some();
-        let stalled = transfers && now.since(conn.progress_at) >= stall_timeout;
+        let stalled = conn.stalled_for(now) >= stall_timeout;
         let due = conn.deadline.is_some_and(|deadline| deadline <= now);
         if (due || stalled) && !conn.in_ready {
             self.stats.timeouts += u64::from(conn.state != State::Terminating);

@@ -75,7 +75,7 @@ impl<T: Transport> Target<T> {
         self.core.poll_devices();
         self.core.check_deadlines(now);
         for _ in 0..self.core.to_send.len() {
-            self.transmit_next(now);
+            self.transmit_next();
         }
         for (id, graceful) in self.core.closing.drain(..) {
             if graceful {
@@ -145,7 +145,7 @@ impl<T: Transport> Target<T> {
     }
 
     /// Sends for the next connection that has something, as much as there is room for.
-    fn transmit_next(&mut self, now: Instant) {
+    fn transmit_next(&mut self) {
         let Self { transport, core } = self;
         let Some(index) = core.to_send.pop_front() else { return };
         let Core { conns, pool, .. } = core;
@@ -153,7 +153,7 @@ impl<T: Transport> Target<T> {
         conn.in_dirty = false;
         let id = conn.id;
         // Refused room: `Writable` brings it back.
-        conn.transmit(now, pool, &mut |bytes| transport.send(id, bytes));
+        conn.transmit(pool, &mut |bytes| transport.send(id, bytes));
     }
 
     /// Puts the answers on the wire, with one wakeup.

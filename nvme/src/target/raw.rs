@@ -682,10 +682,11 @@ fn writes_whose_data_do_not_come_end_their_queue() {
     let mut raw = Raw::new(TargetConfig::default());
     let (_, cntlid) = raw.admin(0);
     let peer = raw.io_queue(cntlid, false, false);
+    raw.run(ms(100_000)); // idle is not stalled
     r2t(&mut raw, peer, 32);
-    raw.run(ms(29_000));
+    raw.run(ms(28_000));
     assert!(!raw.peers[peer].closed);
-    raw.run(ms(3_000));
+    raw.run(ms(4_000));
     assert!(raw.peers[peer].closed && raw.target.core.pool.is_whole());
 }
 

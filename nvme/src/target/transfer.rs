@@ -3,8 +3,6 @@
 //! One R2T a command, as long as the command. A PDU that is begun is finished before the next; a
 //! long read is cut into PDUs so that others get their turn between them.
 
-use moorline_stack::Instant;
-
 use super::conn::{Conn, Event, Phase, Rx};
 use super::pool::Pool;
 use crate::limits::DIGEST_BLOCK_BYTES;
@@ -116,12 +114,7 @@ impl Conn {
 
     /// Gives `send` what is to be sent, until it takes less than it was given. Returns whether
     /// everything is sent.
-    pub fn transmit(
-        &mut self,
-        now: Instant,
-        pool: &mut Pool,
-        send: &mut dyn FnMut(&[u8]) -> usize,
-    ) -> bool {
+    pub fn transmit(&mut self, pool: &mut Pool, send: &mut dyn FnMut(&[u8]) -> usize) -> bool {
         // Bounded: each pass sends a PDU, or is refused room.
         loop {
             if self.sending.is_none() && !self.begin() {
@@ -130,9 +123,7 @@ impl Conn {
             let Some(mut sending) = self.sending.take() else { return true };
             let buf = sending.slot.and_then(|slot| self.slots[usize::from(slot)].buf.as_deref());
             let (moved, complete) = sending.push(buf.unwrap_or(&[]), self.params.ddgst, send);
-            if moved {
-                self.progress_at = now;
-            }
+            self.moved += u64::from(moved);
             if !complete {
                 self.sending = Some(sending);
                 return false;
