@@ -4,12 +4,12 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use moorline_rig::{Rig, RigSpec};
 
 use super::child::Peer;
 use super::compare::{Sample, Subject, ratio};
-use super::report::{Comparison, Run, SCHEMA, TransportKind, VERSION, write_json};
+use super::report::{Comparison, Ratio, Run, SCHEMA, TransportKind, VERSION, write_json};
 use super::rigged::{self, TargetSpec};
 use super::series::{Place, Series};
 use super::workload::Workload;
@@ -130,7 +130,7 @@ fn on_loopback(args: &PerfArgs, workloads: &[Workload], why: &str, stop: &Stop) 
     let kernel = TransportKind::Kernel;
     let lane = LaneArgs { transport: kernel, ..args.lane.clone() };
     let series = series(args, addr, kernel, workloads, &place, stop);
-    let runs = stackup::run(&lane, series)?;
+    let runs = unless_stopped(stackup::run(&lane, series), stop)?.unwrap_or_default();
     report(args, runs, Vec::new(), stop)
 }
 
@@ -163,14 +163,14 @@ fn by_turns(
     mut once: impl FnMut(TransportKind) -> Result<Vec<Run>>,
 ) -> Result<Exit> {
     if !args.compare {
-        let runs = once(args.lane.transport)?;
+        let runs = unless_stopped(once(args.lane.transport), stop)?.unwrap_or_default();
         return report(args, runs, Vec::new(), stop);
     }
     let mut runs = Vec::new();
     for _ in 0..args.rounds {
         for transport in BOTH {
             if !stop.requested() {
-                runs.extend(once(transport)?);
+                runs.extend(unless_stopped(once(transport), stop)?.unwrap_or_default());
             }
         }
     }
@@ -188,14 +188,9 @@ fn by_turns(
 }
 
 /// Prints what was measured, and turns it into an exit code.
-fn report(
-    args: &PerfArgs,
-    runs: Vec<Run>,
-    ratios: Vec<super::report::Ratio>,
-    stop: &Stop,
-) -> Result<Exit> {
-    if runs.is_empty() {
-        bail!("nothing was measured");
+fn report(args: &PerfArgs, runs: Vec<Run>, ratios: Vec<Ratio>, stop: &Stop) -> Result<Exit> {
+    if runs.is_empty() && stop.requested() {
+        return Ok(Exit::Interrupted);
     }
     if args.json.as_deref() != Some("-") {
         for run in &runs {
@@ -226,12 +221,19 @@ fn report(
 }
 
 /// Several runs as one report.
-pub fn comparison(
-    runs: Vec<Run>,
-    ratios: Vec<super::report::Ratio>,
-    conditions: Vec<String>,
-) -> Comparison {
+pub fn comparison(runs: Vec<Run>, ratios: Vec<Ratio>, conditions: Vec<String>) -> Comparison {
     Comparison { schema: SCHEMA, version: VERSION, runs, ratios, conditions }
+}
+
+/// A step's result; `None` for one that failed because the user ended it.
+///
+/// # Errors
+/// The step's own, otherwise.
+pub fn unless_stopped<R>(step: Result<R>, stop: &Stop) -> Result<Option<R>> {
+    match step {
+        Err(_) if stop.requested() => Ok(None),
+        step => step.map(Some),
+    }
 }
 
 /// How the command ends, when it ran.

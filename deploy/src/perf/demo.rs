@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use moorline_rig::{Rig, RigSpec};
 
-use super::command::{BOTH, comparison, exit, on_rig_once, target_spec};
+use super::command::{BOTH, comparison, exit, on_rig_once, target_spec, unless_stopped};
 use super::compare::{Sample, Subject, ratio};
 use super::exchange::Exchange;
 use super::report::{Ratio, Run, TransportKind, write_json};
@@ -85,6 +85,11 @@ impl Row {
         Self { subject, xdp: none(), kernel: none(), alone: none(), flood: none(), plain: none() }
     }
 
+    /// Whether there is at least one round of everything.
+    fn is_complete(&self) -> bool {
+        [&self.xdp, &self.kernel, &self.plain].iter().all(|samples| !samples.is_empty())
+    }
+
     /// The row's comparisons, each with the floors beside it.
     fn ratios(&self) -> Vec<Ratio> {
         let mut ratios = vec![
@@ -120,10 +125,12 @@ pub fn run(args: &PerfArgs, stop: &Stop) -> Result<Exit> {
     let mut rows = Vec::new();
     for mtu in MTUS {
         let of_mtu = demo.at_mtu(mtu)?;
+        if of_mtu.iter().all(Row::is_complete) {
+            rows.push(of_mtu);
+        }
         if stop.requested() {
             break;
         }
-        rows.push(of_mtu);
     }
     demo.steps.finish();
     let runs = demo.runs;
@@ -169,8 +176,8 @@ impl Demo<'_> {
         let rig = Rig::up(RigSpec::unique("moorline-demo").mtu(mtu))?;
         let mut rows: Vec<Row> = self.workloads.iter().map(|w| Row::new(w, mtu)).collect();
         for round in 1..=self.args.rounds {
-            self.round(&rig, round, &mut rows)?;
-            if self.stop.requested() {
+            let whole = unless_stopped(self.round(&rig, round, &mut rows), self.stop)?;
+            if whole.is_none() || self.stop.requested() {
                 break;
             }
         }
@@ -199,6 +206,9 @@ impl Demo<'_> {
         let raw = raw_floors(rig, &self.cases, FLOOR_RUNTIME, self.stop)?;
         self.steps.step(mtu, round, "plain-socket ping-pong");
         let plain = plain_floors(rig, &self.cases, FLOOR_RUNTIME, self.stop)?;
+        if self.stop.requested() {
+            return Ok(()); // floors cut short are none
+        }
         for ((row, (alone, flood)), plain) in rows.iter_mut().zip(&raw).zip(&plain) {
             row.alone.push(alone.into());
             row.flood.push(flood.into());
