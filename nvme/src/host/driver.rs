@@ -214,6 +214,10 @@ impl<T: Transport> Host<T> {
     fn after(&mut self, now: Instant, at: At) {
         self.act(now, at.ctrl);
         self.mark(at);
+        if at.qpair > 0 {
+            // The last I/O queue to connect lets the bring-up go on, on the admin queue.
+            self.mark(At { qpair: 0, ..at });
+        }
     }
 
     /// Puts a qpair into the lists it belongs to.

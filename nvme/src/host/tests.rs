@@ -75,6 +75,17 @@ fn connects_identifies_and_reads() {
     assert!(done.buf.unwrap().iter().all(|byte| *byte == 0x77));
 }
 
+#[test]
+fn bring_up_waits_for_no_timer() {
+    for io_queues in 1..=3 {
+        let mut world = world();
+        let started = world.now;
+        world.live(CtrlConfig { io_queues, ..config() });
+        let took = world.now - started;
+        assert!(took < Duration::from_millis(50), "{io_queues} I/O queues: {took:?}");
+    }
+}
+
 /// Writes and reads back 300 KiB: in capsules and by R2T, split by MDTS, in both directions.
 fn round_trip(config: CtrlConfig, set: impl Fn(&mut World)) -> World {
     let mut world = World::new(3, PipeOptions { cut_max: 900, ..PipeOptions::default() });
