@@ -378,7 +378,10 @@ pub fn run<L: Link>(
     let to = ends.1.ip;
     ensure!(
         !client.nanos.is_empty() || stop.requested(),
-        "no frame came back from the echo server at {to}"
+        "no {:?} came back whole from the echo server at {to} at depth {depth}: {} lost, link {:?}",
+        exchange.legs(),
+        client.lost,
+        link.stats()
     );
     Ok(Floor::new(&client.nanos, measured, client.lost))
 }
