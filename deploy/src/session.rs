@@ -1,5 +1,7 @@
 //! One controller, driven from beginning to end: for the commands that ask a question and go.
 
+use std::time::Duration;
+
 use anyhow::{Result, anyhow, bail};
 use moorline_nvme::host::{
     AdminCommand, AdminDone, CtrlConfig, CtrlId, Host, HostEvent, HostIdentity, HostLimits, Info,
@@ -7,6 +9,9 @@ use moorline_nvme::host::{
 use moorline_stack::{Instant, Transport};
 
 use crate::signals::Stop;
+
+/// More than an orderly shutdown may take: outstanding I/O, CSTS.SHST, connections.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// A live controller.
 pub struct Session<T: Transport> {
@@ -65,14 +70,17 @@ impl<T: Transport> Session<T> {
         self.until(Host::poll_admin)
     }
 
-    /// Shuts the controller down in order; its own deadline bounds it.
+    /// Shuts the controller down in order, even if the user wants an end. Bounded: who has turned
+    /// the host by [`Session::parts`] may have taken the event that this waits for.
     pub fn close(mut self) {
+        let started = Instant::monotonic();
         self.stop = Stop::default();
-        self.host.disconnect(Instant::monotonic(), self.ctrl);
+        self.host.disconnect(started, self.ctrl);
         // On the way out, nothing that goes wrong changes what was learnt.
-        let _ = self.until(|host| match host.poll_event()? {
-            HostEvent::Closed { .. } | HostEvent::Failed { .. } => Some(()),
-            HostEvent::Live { .. } | HostEvent::Aen { .. } => None,
+        let _ = self.until(|host| match host.poll_event() {
+            Some(HostEvent::Closed { .. } | HostEvent::Failed { .. }) => Some(()),
+            Some(HostEvent::Live { .. } | HostEvent::Aen { .. }) => None,
+            None => (Instant::monotonic() - started > CLOSE_TIMEOUT).then_some(()),
         });
     }
 
@@ -90,7 +98,7 @@ impl<T: Transport> Session<T> {
                 bail!("ended by the user");
             }
             // Not for ever: a signal between the check and the sleep must not be missed.
-            let tick = now + std::time::Duration::from_millis(100);
+            let tick = now + Duration::from_millis(100);
             let until = self.host.poll_timeout().map_or(tick, |due| due.min(tick));
             self.host.wait(Some(until), &[])?;
         }

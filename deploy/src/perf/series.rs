@@ -83,9 +83,12 @@ impl Job for Series<'_> {
             };
             let (host, ctrl) = session.parts();
             let measured = engine::run(host, ctrl, &job, self.stop, &mut progress)?;
-            let ended = measured.interrupted || measured.failure.is_some();
+            let (lost, interrupted) = (measured.failure.is_some(), measured.interrupted);
             runs.push(measured.into_run(workload, self.transport, conditions.clone()));
-            if ended {
+            if lost {
+                return Ok(runs); // there is no controller left to shut down
+            }
+            if interrupted {
                 break;
             }
         }

@@ -7,5 +7,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod commands;
+mod io;
 mod reach;
 mod support;
+mod target;
+mod trouble;
