@@ -30,7 +30,9 @@ const BUDGET: usize = 64;
 /// Bytes under way at once towards either end: what our TCP's window allows.
 const WINDOW: usize = 256 << 10;
 /// After this long an exchange has lost a frame, and is begun again.
-const LOST: Duration = Duration::from_millis(20);
+const LOST: Duration = Duration::from_millis(10);
+/// How long to go on, on a machine that others use too, until an exchange comes back whole.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Answers that may wait for room, at the server.
 const WAITING_MAX: usize = 1024;
 /// Bytes of an answer, at most.
@@ -340,11 +342,15 @@ impl Client {
         }
     }
 
-    /// Turns for a time; returns how long it was.
+    /// Turns for a time, and until something was measured; returns how long it was.
     fn play<L: Link>(&mut self, link: &mut L, period: Duration, stop: &Stop) -> Result<Duration> {
         let begin = Instant::monotonic();
         let mut now = begin;
-        while now.since(begin) < period && !stop.requested() {
+        while !stop.requested() {
+            let passed = now.since(begin);
+            if passed >= period && (!self.nanos.is_empty() || passed >= PATIENCE) {
+                break;
+            }
             self.turn(link, now)?;
             now = Instant::monotonic();
         }
