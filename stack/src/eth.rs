@@ -4,7 +4,9 @@
 //! It verifies no checksum: TCP's are smoltcp's business, the others' belong to who uses them.
 //! An IP packet is cut to its own length, so padding of short frames never reaches TCP.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::segment::Segment;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -34,29 +36,6 @@ pub mod protocol {
     pub const ICMPV6: u8 = 58;
 }
 
-/// TCP flag bits, RFC 9293 §3.1.
-pub mod flags {
-    /// No more data from the sender.
-    pub const FIN: u8 = 0x01;
-    /// Synchronise sequence numbers.
-    pub const SYN: u8 = 0x02;
-    /// Reset the connection.
-    pub const RST: u8 = 0x04;
-    /// Push.
-    pub const PSH: u8 = 0x08;
-    /// The acknowledgement field counts.
-    pub const ACK: u8 = 0x10;
-}
-
-/// The 4-tuple of a TCP connection, seen from here.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct FlowKey {
-    /// Our address and port.
-    pub local: SocketAddr,
-    /// The peer's.
-    pub remote: SocketAddr,
-}
-
 /// A received frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
@@ -75,36 +54,12 @@ pub struct Frame<'a> {
 pub enum Packet<'a> {
     /// ARP for IPv4 over Ethernet.
     Arp(Arp),
-    /// TCP over either IP.
-    Tcp(Segment<'a>),
+    /// TCP over either IP, with the whole IP packet and nothing behind it.
+    Tcp(Segment, &'a [u8]),
     /// ICMPv4 or ICMPv6.
     Icmp(Datagram<'a>),
     /// Anything else: not ours to answer.
     Other,
-}
-
-/// A TCP segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment<'a> {
-    /// The whole IP packet and nothing behind it.
-    pub packet: &'a [u8],
-    /// Local is the packet's destination.
-    pub flow: FlowKey,
-    /// Sequence number.
-    pub seq: u32,
-    /// Acknowledgement number; counts if `flags` has ACK.
-    pub ack: u32,
-    /// See [`flags`].
-    pub flags: u8,
-    /// Bytes of data, SYN and FIN not counted.
-    pub payload_len: usize,
-}
-
-impl Segment<'_> {
-    /// Whether all of `flags` are set.
-    pub fn has(&self, flags: u8) -> bool {
-        self.flags & flags == flags
-    }
 }
 
 /// An ICMP message in its IP packet.
@@ -181,10 +136,6 @@ const IPV6_HEADER_LEN: usize = 40;
 
 fn be16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn be32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 /// `N` bytes from `at` on; the caller has checked that they are there.
@@ -270,25 +221,19 @@ fn parse_tcp(
     src: IpAddr,
     dst: IpAddr,
 ) -> Result<Packet<'_>, Malformed> {
-    let tcp = &packet[ip_header_len..];
-    if tcp.len() < 20 {
-        return Err(Malformed::Truncated);
+    Ok(Packet::Tcp(Segment::parse(packet, ip_header_len, src, dst)?, packet))
+}
+
+/// The TCP segment in an IP packet that is to be sent.
+pub(crate) fn sent_segment(packet: &[u8]) -> Option<Segment> {
+    let parsed = match packet.first()? >> 4 {
+        4 => parse_ipv4(packet),
+        _ => parse_ipv6(packet),
+    };
+    match parsed {
+        Ok(Packet::Tcp(segment, _)) => Some(segment),
+        _ => None,
     }
-    let header_len = usize::from(tcp[12] >> 4) * 4;
-    if header_len < 20 || tcp.len() < header_len {
-        return Err(Malformed::TcpOffset);
-    }
-    Ok(Packet::Tcp(Segment {
-        packet,
-        flow: FlowKey {
-            local: SocketAddr::new(dst, be16(tcp, 2)),
-            remote: SocketAddr::new(src, be16(tcp, 0)),
-        },
-        seq: be32(tcp, 4),
-        ack: be32(tcp, 8),
-        flags: tcp[13],
-        payload_len: tcp.len() - header_len,
-    }))
 }
 
 fn parse_icmp(
@@ -420,7 +365,7 @@ mod tests {
     /// A SYN with two bytes of data from 10.0.0.2:1000 to 10.0.0.1:4420.
     fn ipv4_syn() -> Vec<u8> {
         let mut ip = vec![0x45, 0, 0, 42, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 2, 10, 0, 0, 1];
-        ip.extend([3, 232, 17, 68, 0, 0, 0, 7, 0, 0, 0, 9, 0x50, flags::SYN, 1, 0, 0, 0, 0, 0]);
+        ip.extend([3, 232, 17, 68, 0, 0, 0, 7, 0, 0, 0, 9, 0x50, 2, 1, 0, 0, 0, 0, 0]);
         ip.extend([0xaa, 0xbb]);
         ip
     }
@@ -433,11 +378,11 @@ mod tests {
         ip
     }
 
-    fn segment(frame: &[u8]) -> (Option<u16>, Segment<'_>) {
+    fn segment(frame: &[u8]) -> (Option<u16>, Segment, &[u8]) {
         let frame = Frame::parse(frame).unwrap();
         assert_eq!((frame.src, frame.dst), (PEER, US));
         match frame.packet {
-            Packet::Tcp(segment) => (frame.vlan, segment),
+            Packet::Tcp(segment, packet) => (frame.vlan, segment, packet),
             other => panic!("{other:?}"),
         }
     }
@@ -447,13 +392,16 @@ mod tests {
         let mut frame = header(None, ethertype::IPV4);
         frame.extend(ipv4_syn());
         frame.resize(60, 0);
-        let (vlan, segment) = segment(&frame);
+        let (vlan, segment, packet) = segment(&frame);
         assert_eq!(vlan, None);
-        assert_eq!(segment.packet, ipv4_syn());
-        assert_eq!(segment.flow.local, "10.0.0.1:4420".parse().unwrap());
-        assert_eq!(segment.flow.remote, "10.0.0.2:1000".parse().unwrap());
-        assert_eq!((segment.seq, segment.ack, segment.payload_len), (7, 9, 2));
-        assert!(segment.has(flags::SYN) && !segment.has(flags::SYN | flags::ACK));
+        assert_eq!(packet, ipv4_syn());
+        assert_eq!(segment.tuple.local, "10.0.0.1:4420".parse().unwrap());
+        assert_eq!(segment.tuple.remote, "10.0.0.2:1000".parse().unwrap());
+        assert_eq!((segment.seq, segment.ack, segment.window), (7, 9, 256));
+        assert_eq!((segment.payload_bytes, segment.sequence_bytes()), (2, 3));
+        assert!(segment.flags.syn() && !segment.flags.ack());
+        assert_eq!(segment.tcp_offset, 20);
+        assert_eq!(sent_segment(packet), Some(segment));
     }
 
     #[test]
@@ -461,12 +409,13 @@ mod tests {
         let mut frame = header(Some(100), ethertype::IPV6);
         frame.extend(ipv6_syn());
         frame.extend([0; 9]);
-        let (vlan, segment) = segment(&frame);
+        let (vlan, segment, packet) = segment(&frame);
         assert_eq!(vlan, Some(100));
-        assert_eq!(segment.packet, ipv6_syn());
-        assert_eq!(segment.flow.local, "[fd00::1]:4420".parse().unwrap());
-        assert_eq!(segment.flow.remote, "[fd00::2]:1000".parse().unwrap());
-        assert_eq!(segment.payload_len, 2);
+        assert_eq!(packet, ipv6_syn());
+        assert_eq!(segment.tuple.local, "[fd00::1]:4420".parse().unwrap());
+        assert_eq!(segment.tuple.remote, "[fd00::2]:1000".parse().unwrap());
+        assert_eq!((segment.payload_bytes, segment.tcp_offset), (2, 40));
+        assert_eq!(sent_segment(packet), Some(segment));
     }
 
     #[test]
@@ -540,8 +489,8 @@ mod tests {
                 }
             }
             frame.truncate(cut);
-            if let Ok(Frame { packet: Packet::Tcp(segment), .. }) = Frame::parse(&frame) {
-                prop_assert!(segment.payload_len + 40 <= segment.packet.len());
+            if let Ok(Frame { packet: Packet::Tcp(segment, packet), .. }) = Frame::parse(&frame) {
+                prop_assert!(segment.payload_bytes as usize + 40 <= packet.len());
             }
         }
     }

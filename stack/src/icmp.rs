@@ -1,51 +1,21 @@
-//! Answers that a TCP engine does not give by itself: echo replies, RST for segments of no
-//! connection, and what ICMP errors hint at.
+//! Echo replies, and what ND shares with them: checksums and IPv6 headers.
 //!
-//! Everything here can be provoked by anyone, so callers put a [`crate::limiter::TokenBucket`]
-//! before it. Hints end no established connection (RFC 5927 §4): whoever guesses the ports can
-//! send them. Packets are written whole, IP header first.
+//! Anyone can provoke an answer, so callers put a [`crate::limiter::TokenBucket`] before it.
+//! ICMP errors are not read at all: whoever guesses the ports can send them (RFC 5927 §4), and
+//! our own deadlines are shorter than any router's patience. Packets are written whole, IP header
+//! first.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use smoltcp::wire::{IpProtocol, checksum};
 
-use crate::eth::{Datagram, FlowKey, Segment, flags, protocol};
+use crate::eth::{Datagram, protocol};
 use crate::route::is_unicast;
 
 const IPV4_HEADER_LEN: usize = 20;
 const IPV6_HEADER_LEN: usize = 40;
-const TCP_HEADER_LEN: usize = 20;
 /// TTL and hop limit of what we send.
 const HOP_LIMIT: u8 = 64;
-
-/// Bytes of a RST in the longer of its IP headers.
-pub const RST_LEN_MAX: usize = IPV6_HEADER_LEN + TCP_HEADER_LEN;
-
-/// What an ICMP error says about a connection of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hint {
-    /// The connection whose segment is quoted.
-    pub flow: FlowKey,
-    /// Sequence number of the quoted segment: to be checked against what is in flight.
-    pub seq: u32,
-    /// What happened to it.
-    pub kind: HintKind,
-}
-
-/// What happened to a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HintKind {
-    /// It could not be delivered.
-    Unreachable {
-        /// ICMP code.
-        code: u8,
-    },
-    /// It was too big for a link with this MTU (0: not said).
-    TooBig {
-        /// Bytes.
-        mtu: u32,
-    },
-}
 
 /// Writes the reply to an echo request to the front of `out` and returns its length; `None` if the
 /// message is no sound echo request to one address, or does not fit.
@@ -69,85 +39,6 @@ pub fn echo_reply(request: &Datagram<'_>, out: &mut [u8]) -> Option<usize> {
     Some(header + len)
 }
 
-/// Reads an ICMP error that quotes a TCP segment of ours; `None` for all other messages.
-pub fn hint(error: &Datagram<'_>) -> Option<Hint> {
-    let message = error.message;
-    let (kind, code) = (message[0], message[1]);
-    let mtu = u32::from_be_bytes([message[4], message[5], message[6], message[7]]);
-    let kind = match (error.dst, kind, code) {
-        (IpAddr::V4(_), 3, 4) => HintKind::TooBig { mtu: mtu & 0xffff },
-        (IpAddr::V4(_), 3, _) => HintKind::Unreachable { code },
-        (IpAddr::V6(_), 1, _) => HintKind::Unreachable { code },
-        (IpAddr::V6(_), 2, _) => HintKind::TooBig { mtu },
-        _ => return None,
-    };
-    if !checksum_ok(error) {
-        return None;
-    }
-    let (src, dst, tcp) = quoted_tcp(&message[8..])?;
-    // What is quoted was sent by the one that is told about it.
-    if src != error.dst {
-        return None;
-    }
-    let port = |at: usize| u16::from_be_bytes([tcp[at], tcp[at + 1]]);
-    let seq = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
-    let flow =
-        FlowKey { local: SocketAddr::new(src, port(0)), remote: SocketAddr::new(dst, port(2)) };
-    Some(Hint { flow, seq, kind })
-}
-
-/// Addresses and the first 8 bytes of TCP of a quoted packet, which may be cut short behind them.
-fn quoted_tcp(packet: &[u8]) -> Option<(IpAddr, IpAddr, &[u8])> {
-    match packet.first()? >> 4 {
-        4 => {
-            let header_len = usize::from(packet[0] & 0xf) * 4;
-            let header = packet.get(..header_len.max(IPV4_HEADER_LEN))?;
-            let address = |at: usize| {
-                Some(IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(&header[at..at + 4]).ok()?)))
-            };
-            let tcp = packet.get(header.len()..header.len() + 8)?;
-            (header[9] == protocol::TCP).then_some((address(12)?, address(16)?, tcp))
-        }
-        6 => {
-            let header = packet.get(..IPV6_HEADER_LEN)?;
-            let address = |at: usize| {
-                Some(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(&header[at..at + 16]).ok()?)))
-            };
-            let tcp = packet.get(IPV6_HEADER_LEN..IPV6_HEADER_LEN + 8)?;
-            (header[6] == protocol::TCP).then_some((address(8)?, address(24)?, tcp))
-        }
-        _ => None,
-    }
-}
-
-/// Writes the RST that answers a segment of no connection (RFC 9293 §3.10.7.1) to the front of
-/// `out` and returns its length; `None` if there must be none.
-pub fn rst_for(segment: &Segment<'_>, out: &mut [u8]) -> Option<usize> {
-    let (src, dst) = (segment.flow.local, segment.flow.remote);
-    if segment.has(flags::RST) || !is_unicast(src.ip()) || !is_unicast(dst.ip()) {
-        return None;
-    }
-    let (seq, ack, rst) = if segment.has(flags::ACK) {
-        (segment.ack, 0, flags::RST)
-    } else {
-        let phantom = u32::from(segment.has(flags::SYN)) + u32::from(segment.has(flags::FIN));
-        let len = segment.payload_len as u32 + phantom;
-        (0, segment.seq.wrapping_add(len), flags::RST | flags::ACK)
-    };
-    let header = write_ip_header(src.ip(), dst.ip(), protocol::TCP, TCP_HEADER_LEN, out)?;
-    let tcp = out.get_mut(header..header + TCP_HEADER_LEN)?;
-    tcp.fill(0);
-    tcp[0..2].copy_from_slice(&src.port().to_be_bytes());
-    tcp[2..4].copy_from_slice(&dst.port().to_be_bytes());
-    tcp[4..8].copy_from_slice(&seq.to_be_bytes());
-    tcp[8..12].copy_from_slice(&ack.to_be_bytes());
-    tcp[12] = (TCP_HEADER_LEN as u8 / 4) << 4;
-    tcp[13] = rst;
-    let sum = !sum(src.ip(), dst.ip(), IpProtocol::Tcp, tcp);
-    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-    Some(header + TCP_HEADER_LEN)
-}
-
 /// Whether the checksum of a message is right.
 pub fn checksum_ok(datagram: &Datagram<'_>) -> bool {
     icmp_sum(datagram.src, datagram.dst, datagram.message) == 0xffff
@@ -164,15 +55,12 @@ fn icmp_sum(src: IpAddr, dst: IpAddr, message: &[u8]) -> u16 {
     match src {
         // ICMPv4 has no pseudo header.
         IpAddr::V4(_) => checksum::data(message),
-        IpAddr::V6(_) => sum(src, dst, IpProtocol::Icmpv6, message),
+        IpAddr::V6(_) => {
+            let len = message.len() as u32;
+            let pseudo = checksum::pseudo_header(&src.into(), &dst.into(), IpProtocol::Icmpv6, len);
+            checksum::combine(&[pseudo, checksum::data(message)])
+        }
     }
-}
-
-/// The sum over a pseudo header and what follows it. The addresses are of one family.
-fn sum(src: IpAddr, dst: IpAddr, protocol: IpProtocol, bytes: &[u8]) -> u16 {
-    let len = bytes.len() as u32;
-    let pseudo = checksum::pseudo_header(&src.into(), &dst.into(), protocol, len);
-    checksum::combine(&[pseudo, checksum::data(bytes)])
 }
 
 fn write_ip_header(
@@ -270,13 +158,6 @@ mod tests {
         }
     }
 
-    fn segment(frame: &[u8]) -> Segment<'_> {
-        match Frame::parse(frame).unwrap().packet {
-            Packet::Tcp(segment) => segment,
-            other => panic!("{other:?}"),
-        }
-    }
-
     #[test]
     fn echo_is_answered_with_the_same_bytes() {
         for (src, dst, ask, answer) in
@@ -310,92 +191,6 @@ mod tests {
         );
     }
 
-    /// A segment from `src` to `dst` with `payload` bytes.
-    fn tcp(src: &str, dst: &str, bits: u8, payload: usize) -> Vec<u8> {
-        let mut tcp = vec![0; 20 + payload];
-        tcp[..14].copy_from_slice(&[0, 100, 0, 200, 0, 0, 0, 7, 0, 0, 0, 9, 0x50, bits]);
-        let mut out = vec![0; 40];
-        let header = write_ip_header(ip(src), ip(dst), protocol::TCP, tcp.len(), &mut out).unwrap();
-        out.truncate(header);
-        out.extend(tcp);
-        frame(&out)
-    }
-
-    #[test]
-    fn rst_takes_its_numbers_from_what_it_answers() {
-        for (src, dst) in [("10.0.0.2", "10.0.0.1"), ("fd00::2", "fd00::1")] {
-            for (bits, payload, expected) in [
-                (flags::ACK, 3, (9, 0, flags::RST)),
-                (flags::SYN | flags::ACK, 0, (9, 0, flags::RST)),
-                (flags::SYN, 0, (0, 8, flags::RST | flags::ACK)),
-                (flags::FIN, 3, (0, 11, flags::RST | flags::ACK)),
-            ] {
-                let mut out = [0; RST_LEN_MAX];
-                let len = rst_for(&segment(&tcp(src, dst, bits, payload)), &mut out).unwrap();
-                let reply = frame(&out[..len]);
-                let rst = segment(&reply);
-                assert_eq!((rst.seq, rst.ack, rst.flags), expected);
-                assert_eq!((rst.flow.local.port(), rst.flow.remote.port()), (100, 200));
-                assert_eq!((rst.flow.local.ip(), rst.flow.remote.ip()), (ip(src), ip(dst)));
-                let tcp = &out[len - 20..len];
-                assert_eq!(sum(ip(dst), ip(src), IpProtocol::Tcp, tcp), 0xffff);
-            }
-        }
-    }
-
-    #[test]
-    fn rst_is_never_answered_and_groups_get_none() {
-        let mut out = [0; RST_LEN_MAX];
-        let mut answer = |frame: &[u8]| rst_for(&segment(frame), &mut out);
-        assert_eq!(answer(&tcp("10.0.0.2", "10.0.0.1", flags::RST, 0)), None);
-        assert_eq!(answer(&tcp("10.0.0.2", "224.0.0.1", flags::SYN, 0)), None);
-        assert_eq!(answer(&tcp("255.255.255.255", "10.0.0.1", flags::SYN, 0)), None);
-    }
-
-    fn error(kind: u8, code: u8, word: u32, quoted: &[u8]) -> Vec<u8> {
-        let (router, us) = match quoted[0] >> 4 {
-            4 => ("10.0.0.254", "10.0.0.1"),
-            _ => ("fd00::fe", "fd00::1"),
-        };
-        let body = [&[kind, code, 0, 0], &word.to_be_bytes()[..], quoted].concat();
-        message(router, us, &body)
-    }
-
-    #[test]
-    fn errors_hint_at_the_connection_that_they_quote() {
-        let flow = |local: &str, remote: &str| FlowKey {
-            local: SocketAddr::new(ip(local), 100),
-            remote: SocketAddr::new(ip(remote), 200),
-        };
-        let sent = tcp("10.0.0.1", "192.0.2.1", flags::SYN, 0);
-        let quoted = &sent[HEADER_LEN..HEADER_LEN + 28];
-        let four = flow("10.0.0.1", "192.0.2.1");
-        let unreachable = HintKind::Unreachable { code: 1 };
-        assert_eq!(
-            hint(&datagram(&error(3, 1, 0, quoted))),
-            Some(Hint { flow: four, seq: 7, kind: unreachable })
-        );
-        assert_eq!(
-            hint(&datagram(&error(3, 4, 1400, quoted))),
-            Some(Hint { flow: four, seq: 7, kind: HintKind::TooBig { mtu: 1400 } })
-        );
-        assert_eq!(hint(&datagram(&error(3, 1, 0, &quoted[..27]))), None, "cut short");
-        assert_eq!(hint(&datagram(&error(11, 0, 0, quoted))), None, "time exceeded");
-
-        let sent = tcp("fd00::1", "2001:db8::1", flags::SYN, 0);
-        let quoted = &sent[HEADER_LEN..HEADER_LEN + 48];
-        assert_eq!(
-            hint(&datagram(&error(2, 0, 1280, quoted))),
-            Some(Hint {
-                flow: flow("fd00::1", "2001:db8::1"),
-                seq: 7,
-                kind: HintKind::TooBig { mtu: 1280 }
-            })
-        );
-        let foreign = tcp("fd00::7", "2001:db8::1", flags::SYN, 0);
-        assert_eq!(hint(&datagram(&error(1, 0, 0, &foreign[HEADER_LEN..]))), None, "not ours");
-    }
-
     proptest! {
         #[test]
         fn random_messages_never_panic(
@@ -407,7 +202,6 @@ mod tests {
             let mut message = bytes;
             fill_checksum(src, dst, &mut message);
             let datagram = Datagram { src, dst, hop_limit: 64, message: &message };
-            let _ = hint(&datagram);
             let _ = echo_reply(&datagram, &mut [0; 100]);
         }
     }

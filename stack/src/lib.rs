@@ -16,6 +16,7 @@ pub mod neighbour;
 pub mod pipe;
 pub mod rng;
 pub mod route;
+pub mod segment;
 pub mod tcp;
 pub mod time;
 pub mod transport;

@@ -12,7 +12,7 @@ use smoltcp::socket::tcp;
 
 use super::clock::{Clock, HANDSHAKE_FACTOR, RTO_MAX_US};
 use super::device::{Amend, L2};
-use super::segment::{Segment, Tuple, before};
+use crate::segment::{Segment, Tuple, before};
 use crate::time::{Duration, earliest};
 use crate::transport::{Cause, ConnOptions, Stage, Why};
 use crate::{ConnId, Instant};

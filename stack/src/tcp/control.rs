@@ -5,15 +5,15 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpAddress, IpProtocol, IpRepr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
 
 use super::device::L2;
-use super::segment::Tuple;
 use crate::LinkTx;
+use crate::segment::Tuple;
 
-/// A segment with ACK, and RST if so `control` says.
+/// A segment, with ACK if it has an `ack`, and RST if so `control` says.
 pub(super) struct Control {
     pub tuple: Tuple,
     pub control: TcpControl,
     pub seq: u32,
-    pub ack: u32,
+    pub ack: Option<u32>,
     pub window: u16,
 }
 
@@ -33,7 +33,7 @@ impl Control {
             dst_port: self.tuple.remote.port(),
             control: self.control,
             seq_number: TcpSeqNumber(self.seq as i32),
-            ack_number: Some(TcpSeqNumber(self.ack as i32)),
+            ack_number: self.ack.map(|ack| TcpSeqNumber(ack as i32)),
             window_len: self.window,
             window_scale: None,
             max_seg_size: None,

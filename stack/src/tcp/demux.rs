@@ -7,7 +7,7 @@ use std::hash::BuildHasher;
 
 use siphasher::sip::SipHasher13;
 
-use super::segment::Tuple;
+use crate::segment::Tuple;
 
 /// A key for hashing what peers choose.
 #[derive(Clone, Copy, Debug)]

@@ -7,8 +7,9 @@
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
 use smoltcp::time::Instant as TcpInstant;
 
-use super::segment::{Segment, before};
 use crate::LinkTx;
+use crate::eth::sent_segment;
+use crate::segment::{Segment, before};
 
 /// The shortest Ethernet frame, without its checksum; shorter packets are padded.
 const FRAME_BYTES_MIN: usize = 60;
@@ -140,7 +141,7 @@ impl<T: LinkTx> phy::TxToken for Outgoing<'_, T> {
         let sent = self.sent;
         let fill = |packet: &mut [u8]| {
             let result = f(packet);
-            *sent = Segment::parse(packet);
+            *sent = sent_segment(packet);
             if let Some(segment) = sent {
                 self.amend.amend(segment, packet, self.checksum);
             }

@@ -6,8 +6,8 @@
 
 use super::conn::{Conn, Timer};
 use super::engine::{Counters, Engine};
-use super::segment::before;
 use super::stack::Stack;
+use crate::segment::before;
 use crate::{Instant, LinkTx};
 
 /// Frames that one connection may send in one turn.

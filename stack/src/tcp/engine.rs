@@ -117,7 +117,7 @@ impl Engine {
                 tuple: conn.tuple,
                 control: TcpControl::Rst,
                 seq: conn.seq_max,
-                ack: conn.ack_sent,
+                ack: Some(conn.ack_sent),
                 window: 0,
             };
             reset.transmit(tx, &conn.l2, &self.stack.checksum);

@@ -9,8 +9,9 @@ use smoltcp::wire::{TcpControl, TcpOption, TcpPacket};
 use super::conn::{ACK_DELAY, Conn, Timer};
 use super::control::Control;
 use super::engine::Engine;
-use super::segment::Segment;
 use super::slots::Edge;
+use crate::route::is_unicast;
+use crate::segment::Segment;
 use crate::transport::{Cause, Stage};
 use crate::{Instant, LinkTx};
 
@@ -43,7 +44,7 @@ impl Engine {
         packet: &[u8],
     ) {
         let flags = segment.flags;
-        match self.demux.slot(&segment.tuple()) {
+        match self.demux.slot(&segment.tuple) {
             Some(index) => self.deliver(now, tx, index, segment, packet),
             None if flags.syn() && !flags.ack() && !flags.rst() => {
                 self.syn(now, tx, source, segment, packet);
@@ -180,7 +181,7 @@ impl Engine {
             tuple: conn.tuple,
             control: TcpControl::None,
             seq: conn.seq_max,
-            ack: conn.ack_sent,
+            ack: Some(conn.ack_sent),
             window: conn.window_sent,
         };
         ack.transmit(tx, &conn.l2, &self.stack.checksum);
@@ -195,7 +196,7 @@ impl Engine {
         segment: &Segment,
         packet: &[u8],
     ) {
-        let tuple = segment.tuple();
+        let tuple = segment.tuple;
         if segment.flags.rst() {
             return;
         }
@@ -203,7 +204,7 @@ impl Engine {
             && rest.time_wait
         {
             if segment.flags.fin() && self.challenges.take(now) {
-                let (seq, ack, control) = (rest.seq, rest.ack, TcpControl::None);
+                let (seq, ack, control) = (rest.seq, Some(rest.ack), TcpControl::None);
                 let again = Control { tuple, control, seq, ack, window: 0 };
                 again.transmit(tx, &rest.l2, &self.stack.checksum);
             }
@@ -222,15 +223,18 @@ impl Engine {
         packet: &[u8],
     ) {
         let sound = !self.stack.checksum.tcp.rx() || is_sound(segment, packet);
-        if !sound || !self.resets.take(now) {
+        if !is_unicast(segment.tuple.remote.ip()) || !sound || !self.resets.take(now) {
             return;
         }
         let reset = Control {
-            tuple: segment.tuple(),
+            tuple: segment.tuple,
             control: TcpControl::Rst,
             // RFC 9293 §3.10.7.1.
             seq: if segment.flags.ack() { segment.ack } else { 0 },
-            ack: segment.seq.wrapping_add(segment.sequence_bytes()),
+            ack: match segment.flags.ack() {
+                true => None,
+                false => Some(segment.seq.wrapping_add(segment.sequence_bytes())),
+            },
             window: 0,
         };
         reset.transmit(tx, &self.stack.l2(source), &self.stack.checksum);
@@ -239,7 +243,7 @@ impl Engine {
 
 /// Whether the TCP checksum is right.
 fn is_sound(segment: &Segment, packet: &[u8]) -> bool {
-    let (source, destination) = (segment.source.ip().into(), segment.destination.ip().into());
+    let (source, destination) = (segment.tuple.remote.ip().into(), segment.tuple.local.ip().into());
     TcpPacket::new_checked(&packet[usize::from(segment.tcp_offset)..])
         .is_ok_and(|tcp| tcp.verify_checksum(&source, &destination))
 }

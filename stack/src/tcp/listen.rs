@@ -11,7 +11,7 @@ use smoltcp::socket::tcp::State;
 use super::conn::Conn;
 use super::engine::Engine;
 use super::ingress::scales_window;
-use super::segment::Segment;
+use crate::segment::Segment;
 use crate::transport::{ListenOptions, Stage};
 use crate::{Instant, LinkTx};
 
@@ -60,7 +60,7 @@ impl Engine {
         segment: &Segment,
         packet: &[u8],
     ) {
-        let tuple = segment.tuple();
+        let tuple = segment.tuple;
         let Some(at) = self.listeners.iter().position(|listener| listener.takes(tuple.local))
         else {
             return self.refuse(now, tx, source, segment, packet);

@@ -17,7 +17,6 @@ mod ingress;
 mod lane;
 mod listen;
 mod resting;
-mod segment;
 mod slots;
 mod stack;
 
@@ -36,7 +35,6 @@ pub use conn::{TIMERS, Timer};
 use demux::Keyed;
 use engine::Engine;
 use lane::Lane;
-use segment::Segment;
 use stack::Stack;
 
 /// Frames taken in during one turn.
@@ -214,11 +212,11 @@ fn frame<T: LinkTx>(
         return;
     }
     match frame.packet {
-        Packet::Tcp(segment) => {
-            if group || !lane.routes.is_ours(segment.flow.local.ip()) {
+        Packet::Tcp(segment, packet) => {
+            if group || !lane.routes.is_ours(segment.tuple.local.ip()) {
                 drops.not_ours += 1;
-            } else if let Some(parsed) = Segment::parse(segment.packet) {
-                engine.segment(now, tx, frame.src, &parsed, segment.packet);
+            } else {
+                engine.segment(now, tx, frame.src, &segment, packet);
             }
         }
         Packet::Arp(arp) => lane.neighbours.arp_input(now, &arp),

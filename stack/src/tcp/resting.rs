@@ -8,8 +8,8 @@ use std::collections::{HashMap, VecDeque};
 
 use super::demux::Keyed;
 use super::device::L2;
-use super::segment::Tuple;
 use crate::Instant;
+use crate::segment::Tuple;
 use crate::time::Duration;
 
 /// How long a closed tuple rests.

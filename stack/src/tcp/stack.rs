@@ -15,9 +15,9 @@ use super::TcpConfig;
 use super::conn::Conn;
 use super::demux::Keyed;
 use super::device::{L2, Port, Shape};
-use super::segment::{Segment, Tuple};
 use crate::eth::{Datagram, Mac};
 use crate::icmp;
+use crate::segment::{Segment, Tuple};
 use crate::{Instant, LinkTx};
 
 /// The interface and what it is made of.

@@ -7,4 +7,5 @@ mod deadlines;
 mod hostile;
 mod listen;
 mod pair;
+mod resets;
 mod stream;
