@@ -18,11 +18,6 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
-    /// Room for ids below `ids` without allocating later.
-    pub fn with_capacity(ids: usize) -> Self {
-        Self { heap: Vec::with_capacity(ids), places: vec![ABSENT; ids] }
-    }
-
     /// Sets, moves or clears (`None`) the deadline of `id`.
     pub fn set(&mut self, id: u32, deadline: Option<Instant>) {
         let place = self.place(id);
@@ -45,11 +40,6 @@ impl Deadlines {
         }
     }
 
-    /// The deadline of `id`.
-    pub fn of(&self, id: u32) -> Option<Instant> {
-        self.place(id).map(|place| self.heap[place].0)
-    }
-
     /// The earliest deadline.
     pub fn next(&self) -> Option<Instant> {
         self.heap.first().map(|&(at, _)| at)
@@ -63,16 +53,6 @@ impl Deadlines {
         }
         self.remove(0);
         Some(id)
-    }
-
-    /// Deadlines set.
-    pub fn len(&self) -> usize {
-        self.heap.len()
-    }
-
-    /// Whether no deadline is set.
-    pub fn is_empty(&self) -> bool {
-        self.heap.is_empty()
     }
 
     fn place(&self, id: u32) -> Option<usize> {
@@ -155,7 +135,7 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_an_oracle(ops in proptest::collection::vec(op(), 0..400)) {
-            let mut heap = Deadlines::with_capacity(8);
+            let mut heap = Deadlines::default();
             let mut oracle = BTreeMap::<u32, Instant>::new();
             for op in ops {
                 match op {
@@ -176,9 +156,9 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(heap.next(), oracle.values().min().copied());
-                prop_assert_eq!(heap.len(), oracle.len());
+                prop_assert_eq!(heap.heap.len(), oracle.len());
                 for id in 0..40 {
-                    prop_assert_eq!(heap.of(id), oracle.get(&id).copied());
+                    prop_assert_eq!(heap.place(id).map(|place| heap.heap[place].0), oracle.get(&id).copied());
                 }
             }
         }
@@ -193,6 +173,6 @@ mod tests {
         assert_eq!(heap.pop_due(Instant::from_nanos(6)), None);
         let out: Vec<_> = std::iter::from_fn(|| heap.pop_due(Instant::from_nanos(7))).collect();
         assert_eq!(out, [1, 2, 3]);
-        assert!(heap.is_empty());
+        assert_eq!(heap.next(), None);
     }
 }

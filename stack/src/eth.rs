@@ -122,11 +122,6 @@ pub enum Malformed {
     TcpOffset,
 }
 
-impl Malformed {
-    /// The number of variants, for arrays of counters.
-    pub const COUNT: usize = Self::TcpOffset as usize + 1;
-}
-
 /// Bytes of an Ethernet header without a tag.
 pub const HEADER_LEN: usize = 14;
 /// Bytes of an 802.1Q tag.
@@ -251,9 +246,6 @@ fn parse_icmp(
 }
 
 impl Arp {
-    /// Bytes of an ARP packet, padding not counted.
-    pub const LEN: usize = ARP_LEN;
-
     fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
         if bytes.len() < ARP_LEN {
             return Err(Malformed::Truncated);
@@ -279,7 +271,7 @@ impl Arp {
     /// Writes the packet and returns its length.
     ///
     /// # Panics
-    /// When `out` is shorter than [`Arp::LEN`].
+    /// When `out` is shorter than 28 bytes.
     pub fn write(&self, out: &mut [u8]) -> usize {
         out[..6].copy_from_slice(&[0, 1, 8, 0, 6, 4]);
         let op: u16 = match self.op {
@@ -436,7 +428,7 @@ mod tests {
         };
         let mut frame = header(None, ethertype::ARP);
         frame.resize(60, 0);
-        assert_eq!(arp.write(&mut frame[HEADER_LEN..]), Arp::LEN);
+        assert_eq!(arp.write(&mut frame[HEADER_LEN..]), ARP_LEN);
         assert_eq!(Frame::parse(&frame).unwrap().packet, Packet::Arp(arp));
     }
 

@@ -109,15 +109,6 @@ impl KernelSockets {
         self.listeners.iter().map(|listener| listener.local)
     }
 
-    /// The local address of a connection.
-    ///
-    /// # Errors
-    /// `NotFound` once it is closed; else the kernel's.
-    pub fn local_addr(&self, conn: ConnId) -> io::Result<SocketAddr> {
-        let conn = self.conn(conn).ok_or(io::ErrorKind::NotFound)?;
-        Ok(SocketAddr::try_from(getsockname(&conn.fd)?)?)
-    }
-
     fn conn(&self, id: ConnId) -> Option<&Conn> {
         let slot = self.slots.get(id.index as usize)?;
         slot.conn.as_ref().filter(|_| slot.generation == id.generation)
@@ -651,7 +642,11 @@ mod tests {
                 panic!("not accepted");
             };
             assert_eq!(local, to);
-            assert_eq!(peer, self.client.local_addr(conn).unwrap());
+            assert_eq!(
+                peer,
+                SocketAddr::try_from(getsockname(&self.client.conn(conn).unwrap().fd).unwrap())
+                    .unwrap()
+            );
             [conn, accepted]
         }
 

@@ -3,8 +3,6 @@
 //! Time is counted in nanoseconds that have been earned and not yet spent, so that no rate is
 //! rounded away.
 
-use std::time::Duration;
-
 use crate::Instant;
 
 /// A rate limit.
@@ -41,11 +39,6 @@ impl TokenBucket {
         self.saved -= self.cost;
         true
     }
-
-    /// When a token will be there, if none is taken before.
-    pub fn next(&self) -> Instant {
-        self.last + Duration::from_nanos(self.cost.saturating_sub(self.saved))
-    }
 }
 
 impl Default for TokenBucket {
@@ -57,6 +50,8 @@ impl Default for TokenBucket {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -64,7 +59,6 @@ mod tests {
         let mut bucket = TokenBucket::default();
         let start = Instant::from_nanos(5);
         assert_eq!((0..100).filter(|_| bucket.take(start)).count(), 64);
-        assert_eq!(bucket.next(), start + Duration::from_millis(1));
         assert!(!bucket.take(start + Duration::from_nanos(999_999)));
         assert!(bucket.take(start + Duration::from_millis(1)));
         let later = start + Duration::from_secs(60);

@@ -74,11 +74,6 @@ impl Routes {
         Ok(())
     }
 
-    /// Our addresses.
-    pub fn addresses(&self) -> &[Cidr] {
-        &self.addresses
-    }
-
     /// Whether `ip` is one of our addresses.
     pub fn is_ours(&self, ip: IpAddr) -> bool {
         self.addresses.iter().any(|address| address.ip == ip)
