@@ -10,6 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
 use std::slice;
+use std::sync::Once;
 
 use crate::huge;
 
@@ -71,6 +72,9 @@ impl Region {
     fn new(len: usize) -> Self {
         let len = len.max(1).next_multiple_of(PAGE);
         let layout = Layout::from_size_align(len, PAGE).expect("a length that memory can have");
+        if len < huge::WORTH_BYTES {
+            return Self { start: map(len), layout, huge: false };
+        }
         // Asked only when it can be granted: the allocator panics on a kernel without huge pages.
         if huge::page_size_if_free(len).is_some() {
             // SAFETY: the layout is not of size zero.
@@ -79,11 +83,8 @@ impl Region {
                 return Self { start, layout, huge: true };
             }
         }
-        tracing::warn!(
-            "not enough free huge pages for {} KiB of I/O memory, using plain pages: \
-             `sysctl vm.nr_hugepages` sets how many there are",
-            len >> 10
-        );
+        static SAID: Once = Once::new();
+        huge::warn_missing(&SAID, "I/O memory", len);
         Self { start: map(len), layout, huge: false }
     }
 }
@@ -147,6 +148,11 @@ mod tests {
         a.fill(0xff);
         assert!(b.iter().all(|&byte| byte == 0));
         assert!(arena.take(1).is_none());
+    }
+
+    #[test]
+    fn less_than_a_huge_page_takes_none() {
+        assert!(!Arena::new(huge::WORTH_BYTES - PAGE).is_huge());
     }
 
     #[test]

@@ -1,10 +1,26 @@
 //! Which huge pages the machine has free, so that nobody asks in vain.
 
 use std::fs;
+use std::sync::Once;
+
+/// The smallest memory that huge pages are worth it for: one of the usual size.
+pub(crate) const WORTH_BYTES: usize = 2 << 20;
 
 /// Whether `bytes` fit the free huge pages of the default size; their size if so.
 pub(crate) fn page_size_if_free(bytes: usize) -> Option<usize> {
     fits(&fs::read_to_string("/proc/meminfo").ok()?, bytes)
+}
+
+/// Says that plain pages do for `bytes` of `what`: once for each `said`, as one process can have
+/// hundreds.
+pub(crate) fn warn_missing(said: &Once, what: &str, bytes: usize) {
+    said.call_once(|| {
+        tracing::warn!(
+            "not enough free huge pages for {} KiB of {what}, using plain pages (said once): \
+             `sysctl vm.nr_hugepages` sets how many there are",
+            bytes >> 10
+        );
+    });
 }
 
 fn fits(meminfo: &str, bytes: usize) -> Option<usize> {

@@ -6,6 +6,7 @@ use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::str::FromStr;
+use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -271,11 +272,8 @@ fn new_umem(
             Err(error) => tracing::warn!("UMEM on huge pages failed: {}", os_error(&error)),
         }
     } else if huge_pages {
-        tracing::warn!(
-            "not enough free huge pages for a UMEM of {} KiB, using plain pages: \
-             `sysctl vm.nr_hugepages` sets how many there are",
-            bytes >> 10
-        );
+        static SAID: Once = Once::new();
+        huge::warn_missing(&SAID, "UMEM", bytes);
     }
     match Umem::new(config, count(chunks), false) {
         Ok((umem, frames)) => Ok((umem, frames, false)),
