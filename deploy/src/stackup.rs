@@ -2,6 +2,8 @@
 //! sockets, and runs a [`Job`] on them, which is generic so that nothing on the I/O path is
 //! dynamic.
 
+use std::io;
+
 use anyhow::{Context, Result, bail, ensure};
 use moorline_stack::kernel::KernelSockets;
 use moorline_stack::lane::{LaneOptions, Mode};
@@ -81,9 +83,22 @@ fn over<L: Link, J: Job>(link: L, path: Path, lane: &LaneArgs, job: J) -> Result
         probe_addresses: true,
         ..TcpConfig::default()
     };
-    let tcp = Tcp::new(Instant::monotonic(), link, &config)
+    let mut tcp = Tcp::new(Instant::monotonic(), link, &config)
         .context("giving our stack its addresses (--addr, --gateway)")?;
+    probe(&mut tcp).context("probing our addresses (--addr)")?;
     job.run(tcp, path)
+}
+
+/// Waits until our addresses are probed, so that listening on another node's fails at once.
+fn probe<L: Link>(tcp: &mut Tcp<L>) -> io::Result<()> {
+    while tcp.is_probing() {
+        let now = Instant::monotonic();
+        tcp.turn(now);
+        tcp.flush(now);
+        let until = tcp.poll_timeout();
+        tcp.wait(until, &[])?;
+    }
+    Ok(())
 }
 
 /// Opens the lane that `lane` describes.

@@ -182,6 +182,16 @@ impl Neighbours {
         self.own.iter().any(|own| own.ip == ip && own.ready())
     }
 
+    /// Whether an address of ours is still being probed.
+    pub fn is_probing(&self) -> bool {
+        self.own.iter().any(|own| matches!(own.state, OwnState::Probing { .. }))
+    }
+
+    /// Whether an address of ours turned out to be somebody else's, and is not used.
+    pub fn is_conflicting(&self, ip: IpAddr) -> bool {
+        self.own.iter().any(|own| own.ip == ip && own.state == OwnState::Conflict)
+    }
+
     /// Adds a neighbour that is never asked.
     pub fn add_static(&mut self, ip: IpAddr, mac: Mac) {
         match self.find(ip) {

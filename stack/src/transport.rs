@@ -97,6 +97,8 @@ pub enum Cause {
     DrainTimeout,
     /// No route, or no local address of that family.
     Unroutable,
+    /// Our own address is in use by another node, and so not by us.
+    AddressConflict,
     /// The link or the kernel failed.
     Errno(i32),
 }
@@ -113,6 +115,7 @@ impl fmt::Display for Why {
             Cause::AckTimeout => write!(f, "peer stopped acknowledging")?,
             Cause::DrainTimeout => write!(f, "close timed out")?,
             Cause::Unroutable => write!(f, "no route")?,
+            Cause::AddressConflict => write!(f, "another node has our address")?,
             Cause::Errno(errno) => write!(f, "{}", io::Error::from_raw_os_error(errno))?,
         }
         write!(f, " (in {:?} for {:.1?}", self.stage, self.after)?;

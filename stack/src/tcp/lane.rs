@@ -69,12 +69,25 @@ impl Engine {
         conn.enter(now, Stage::Resolving, Some(RESOLVE_BACKSTOP));
         conn.next_hop = route.next_hop;
         self.insert(conn);
-        match lane.neighbours.resolve(now, route.next_hop) {
-            Resolution::Resolved(mac) => self.resolved(now, id.index, mac),
-            Resolution::Pending => {}
-            Resolution::Failed => self.finish(now, id.index, Some(Cause::NeighbourTimeout)),
-        }
+        self.resolve(now, lane, id.index);
         Ok(id)
+    }
+
+    /// Goes on with a connection that waits for an address: first ours, then the next hop's.
+    fn resolve(&mut self, now: Instant, lane: &mut Lane, index: u32) {
+        let conn = self.slots.at(index).expect("the caller has just looked at it");
+        let (source, next_hop) = (conn.tuple.local.ip(), conn.next_hop);
+        if lane.neighbours.is_conflicting(source) {
+            return self.finish(now, index, Some(Cause::AddressConflict));
+        }
+        if !lane.neighbours.is_ready(source) {
+            return; // being probed: an event will tell
+        }
+        match lane.neighbours.resolve(now, next_hop) {
+            Resolution::Resolved(mac) => self.resolved(now, index, mac),
+            Resolution::Pending => {}
+            Resolution::Failed => self.finish(now, index, Some(Cause::NeighbourTimeout)),
+        }
     }
 
     /// A tuple with a port that nobody can foresee, neither in use nor resting.
@@ -95,41 +108,46 @@ impl Engine {
         let l2 = self.stack.l2(mac);
         let conn = self.slots.at_mut(index).expect("the caller has just looked at it");
         conn.l2 = l2;
-        if conn.stage == Stage::Resolving {
-            let timeout = conn.options.connect_timeout;
-            conn.enter(now, Stage::SynSent, Some(timeout));
-            conn.clock = super::clock::Clock::new(now, super::clock::HANDSHAKE_FACTOR);
-            conn.egress = true;
-            self.stack.connect(conn);
-            self.touch(index);
-        }
+        let timeout = conn.options.connect_timeout;
+        conn.enter(now, Stage::SynSent, Some(timeout));
+        conn.clock = super::clock::Clock::new(now, super::clock::HANDSHAKE_FACTOR);
+        conn.egress = true;
+        self.stack.connect(conn);
+        self.touch(index);
     }
 
-    /// Tells the connections concerned what was learned of neighbours.
-    pub(super) fn neighbour_event(&mut self, now: Instant, event: NeighbourEvent) {
-        let (ip, mac) = match event {
-            NeighbourEvent::Resolved(ip, mac) => (ip, Some(mac)),
-            NeighbourEvent::Failed(ip) => (ip, None),
-            NeighbourEvent::AddressReady(ip) => {
-                tracing::debug!(%ip, "address ready");
-                return;
+    /// Tells the connections concerned what was learned of neighbours and of our own addresses.
+    pub(super) fn neighbour_event(&mut self, now: Instant, lane: &mut Lane, event: NeighbourEvent) {
+        match event {
+            NeighbourEvent::AddressReady(ip) => tracing::debug!(%ip, "address ready"),
+            NeighbourEvent::AddressConflict(ip, mac) if lane.neighbours.is_conflicting(ip) => {
+                tracing::error!(%ip, ?mac, "another node has our address: it is not used here");
             }
             NeighbourEvent::AddressConflict(ip, mac) => {
-                tracing::warn!(%ip, ?mac, "somebody else has our address");
-                return;
+                tracing::warn!(%ip, ?mac, "another node claims our address: defending it");
             }
-        };
+            NeighbourEvent::Resolved(..) | NeighbourEvent::Failed(_) => {}
+        }
         for index in 0..self.slots.len() as u32 {
-            let Some(conn) = self.slots.at(index).filter(|conn| conn.next_hop == ip) else {
-                continue;
-            };
-            match mac {
-                Some(mac) => self.resolved(now, index, mac),
+            let Some(conn) = self.slots.at_mut(index) else { continue };
+            let resolving = conn.stage == Stage::Resolving;
+            match event {
+                NeighbourEvent::Resolved(ip, mac) if ip == conn.next_hop && !resolving => {
+                    conn.l2 = self.stack.l2(mac);
+                }
+                NeighbourEvent::Resolved(ip, _) if ip == conn.next_hop => {
+                    self.resolve(now, lane, index);
+                }
                 // Others go on with the address they know, until their own deadlines.
-                None if conn.stage == Stage::Resolving => {
+                NeighbourEvent::Failed(ip) if ip == conn.next_hop && resolving => {
                     self.finish(now, index, Some(Cause::NeighbourTimeout));
                 }
-                None => {}
+                NeighbourEvent::AddressReady(ip) | NeighbourEvent::AddressConflict(ip, _)
+                    if ip == conn.tuple.local.ip() && resolving =>
+                {
+                    self.resolve(now, lane, index);
+                }
+                _ => {}
             }
         }
     }

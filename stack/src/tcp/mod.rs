@@ -162,6 +162,13 @@ impl<L: Link> Tcp<L> {
         &self.lane.neighbours
     }
 
+    /// Whether an address of ours is still being probed: it takes 150 ms, and ends by itself. Until
+    /// then connects wait, and nobody can connect; listening on it is refused from then on if it
+    /// turned out to be another node's.
+    pub fn is_probing(&self) -> bool {
+        self.lane.neighbours.is_probing()
+    }
+
     /// Frames that were received and not used.
     pub fn drops(&self) -> Drops {
         self.drops
@@ -213,7 +220,7 @@ fn frame<T: LinkTx>(
     }
     match frame.packet {
         Packet::Tcp(segment, packet) => {
-            if group || !lane.routes.is_ours(segment.tuple.local.ip()) {
+            if group || !lane.neighbours.is_ready(segment.tuple.local.ip()) {
                 drops.not_ours += 1;
             } else {
                 engine.segment(now, tx, frame.src, &segment, packet);
@@ -240,7 +247,7 @@ fn echo<T: LinkTx>(
     datagram: &crate::eth::Datagram<'_>,
     tx: &mut T,
 ) {
-    if !lane.routes.is_ours(datagram.dst) || tx.room() == 0 || !engine.resets.take(now) {
+    if !lane.neighbours.is_ready(datagram.dst) || tx.room() == 0 || !engine.resets.take(now) {
         return;
     }
     engine.stack.echo(tx, source, datagram);
@@ -264,6 +271,10 @@ impl<L: Link> Transport for Tcp<L> {
             let error = format!("{} is not one of our addresses", local.ip());
             return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, error));
         }
+        if self.lane.neighbours.is_conflicting(local.ip()) {
+            let error = format!("another node has our address {}", local.ip());
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, error));
+        }
         self.engine.listen(local, options)
     }
 
@@ -275,7 +286,7 @@ impl<L: Link> Transport for Tcp<L> {
         });
         lane.neighbours.handle_timeout(now);
         while let Some(event) = lane.neighbours.poll_event() {
-            engine.neighbour_event(now, event);
+            engine.neighbour_event(now, lane, event);
         }
         engine.expire(now, link.tx(), received < RX_FRAMES_PER_TURN);
     }

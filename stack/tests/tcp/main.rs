@@ -3,6 +3,7 @@
 
 mod acks;
 mod close;
+mod conflict;
 mod deadlines;
 mod hostile;
 mod listen;
