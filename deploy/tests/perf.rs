@@ -1,5 +1,7 @@
 //! The engine against a real target of ours over kernel sockets on loopback, without privileges:
 //! counts, not times. The allocator counts for host and target together.
+#![allow(clippy::unwrap_used)]
+// also in what the tests share
 
 // A test fails by panicking; what is not marked as one here only helps them.
 #![allow(clippy::unwrap_used)]

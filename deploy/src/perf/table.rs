@@ -6,6 +6,8 @@ use super::report::{Run, TransportKind, median, rate, spread};
 use super::workload::Bytes;
 
 const RULE: usize = 96;
+/// Run delay, µs in 100 ms, above which the figures are of somebody else's work too.
+const BUSY_US: f64 = 5000.0;
 
 /// One MTU's rows: both transports, then the floors.
 pub fn comparison(rows: &[Row]) -> String {
@@ -141,9 +143,11 @@ pub fn conditions(runs: &[Run]) -> String {
          {delay:.0} µs",
         with.kernel, with.cpus, with.pinning, with.qdisc, with.poll
     ));
-    for line in shared_conditions() {
-        lines.push(line);
+    let delays = runs.iter().map(|run| run.conditions.run_delay_us_max);
+    if median(delays) > BUSY_US {
+        lines.push("other processes used these CPUs: repeat it on a quiet machine".to_owned());
     }
+    lines.extend(shared_conditions());
     lines.join("\n") + "\n"
 }
 
