@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use moorline_nvme::host::{AdminCommand, CtrlConfig};
+use moorline_nvme::spec::log::lid;
 use moorline_stack::Transport;
 use serde::Serialize;
 
@@ -17,7 +18,6 @@ use crate::session::Session;
 use crate::signals::Stop;
 use crate::stackup::{self, Job, Path};
 
-const LID_DISCOVERY: u8 = 0x70;
 /// Length of the log's header, and of each of its entries.
 const ENTRY: u32 = 1024;
 /// Entries that we read at most: a log is a peer's word.
@@ -153,7 +153,7 @@ fn read_header<T: Transport>(session: &mut Session<T>) -> Result<(u64, u64)> {
 }
 
 fn read<T: Transport>(session: &mut Session<T>, offset: u64) -> Result<Vec<u8>> {
-    let done = session.admin(AdminCommand::log_page(LID_DISCOVERY, 0, false, offset, ENTRY))?;
+    let done = session.admin(AdminCommand::log_page(lid::DISCOVERY, 0, false, offset, ENTRY))?;
     let status = done.status();
     ensure!(
         status.0 == 0 && done.data.len() == ENTRY as usize,

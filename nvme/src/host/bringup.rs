@@ -14,7 +14,7 @@ use super::controller::{Controller, Phase};
 use super::work::{Owner, Work};
 use super::{AdminCommand, Cause, NamespaceInfo, Stage};
 use crate::spec::features::{NumberOfQueues, async_event, fid};
-use crate::spec::identify::{NsDescriptor, NsidList, cns, text};
+use crate::spec::identify::{NsDescriptor, NsidList, cns, cntrltype, ctratt, text, vwc};
 use crate::spec::{
     Cap, Cc, Cqe, Csts, GetFeatures, IdentifyController, IdentifyNamespace, Property, SetFeatures,
     Sqe, property,
@@ -26,12 +26,6 @@ const POLL_PAUSE_MIN: Duration = Duration::from_millis(1);
 
 /// Largest command of ours, whatever MDTS allows.
 const TRANSFER_MAX: u32 = 1 << 20;
-
-/// CTRATT: traffic based keep alive.
-const CTRATT_TBKAS: u32 = 1 << 6;
-
-/// CNTRLTYPE of a discovery controller.
-const CNTRLTYPE_DISCOVERY: u8 = 2;
 
 /// Events that mean something to us.
 const AEN_MASK: u32 =
@@ -305,8 +299,8 @@ impl Controller {
         info.model = ascii(&identify.mn);
         info.firmware = ascii(&identify.fr);
         info.subnqn = ascii(&identify.subnqn);
-        info.tbkas = identify.ctratt.get() & CTRATT_TBKAS != 0;
-        info.volatile_write_cache = identify.vwc & 1 != 0;
+        info.tbkas = identify.ctratt.get() & ctratt::TBKAS != 0;
+        info.volatile_write_cache = identify.vwc & vwc::PRESENT != 0;
         info.oncs = identify.oncs.get();
         let mdts = identify.mdts_bytes(cap.mpsmin()).unwrap_or(u64::MAX);
         info.transfer_max = mdts.min(u64::from(TRANSFER_MAX)) as u32;
@@ -315,7 +309,7 @@ impl Controller {
         if self.config.discovery {
             return Ok(());
         }
-        if identify.cntrltype == CNTRLTYPE_DISCOVERY {
+        if identify.cntrltype == cntrltype::DISCOVERY {
             return Err("this is a discovery controller, it has no namespaces");
         }
         if identify.sgls.get() & 0b11 == 0 {

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use moorline_stack::transport::ConnOptions;
 
-/// The well-known NQN of a discovery subsystem.
-pub const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
+use crate::spec::DISCOVERY_NQN;
 
 /// Who the host is; the two always go together (NVMe Base, "Host Identifier").
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,9 +16,10 @@ use moorline_stack::Instant;
 use moorline_stack::time::earliest;
 
 use super::bringup::Step;
-use super::qpair::{ADMIN_IN_CAPSULE_MAX, End, Qpair, QpairConfig};
+use super::qpair::{End, Qpair, QpairConfig};
 use super::work::{Memory, Owner, Work, WorkDone};
 use super::{Cause, CtrlConfig, CtrlId, Failure, HostEvent, Info, Stage};
+use crate::limits::ADMIN_IN_CAPSULE_BYTES_MAX;
 use crate::spec::aer::AsyncEvent;
 use crate::spec::connect::CNTLID_DYNAMIC;
 use crate::spec::{Connect, ConnectData, ConnectResponse, Cqe, HostId, Nqn, Status};
@@ -142,7 +143,7 @@ impl Controller {
             actions: VecDeque::new(),
             config,
         };
-        this.add_qpair(now, ADMIN_QUEUE_SIZE, ADMIN_IN_CAPSULE_MAX);
+        this.add_qpair(now, ADMIN_QUEUE_SIZE, ADMIN_IN_CAPSULE_BYTES_MAX);
         this
     }
 

@@ -20,7 +20,7 @@ mod table;
 mod tests;
 mod work;
 
-pub use config::{CtrlConfig, DISCOVERY_NQN, HostIdentity, HostLimits, Timeouts};
+pub use config::{CtrlConfig, HostIdentity, HostLimits, Timeouts};
 pub use driver::Host;
 pub use failure::{Cause, Failure, Stage};
 pub use info::{Info, NamespaceInfo};

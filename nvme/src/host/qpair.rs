@@ -28,14 +28,12 @@ use super::emission::Emission;
 use super::failure::{Cause, Stage};
 use super::table::{Grant, Table};
 use super::work::{Owner, Work, WorkDone};
+use crate::limits::ADMIN_IN_CAPSULE_BYTES_MAX;
 use crate::pdu::fes::offset;
 use crate::pdu::{
     Data, Decoder, Fatal, HeaderBuf, ICReq, ICResp, Item, Limits, Params, Pdu, R2T, Role,
 };
 use crate::spec::{Cqe, Direction, Status};
-
-/// In-capsule data that every queue takes before it is known better, and the admin queue always.
-pub(super) const ADMIN_IN_CAPSULE_MAX: u32 = 8192;
 
 /// What a qpair asks for when it is connected.
 #[derive(Clone, Copy, Debug)]
@@ -161,7 +159,7 @@ impl Qpair {
     /// Turns what waits into commands, as far as slots go.
     fn issue(&mut self, now: Instant) {
         let in_capsule_max = match self.state {
-            State::ConnectSent { .. } => ADMIN_IN_CAPSULE_MAX, // every Fabrics command
+            State::ConnectSent { .. } => ADMIN_IN_CAPSULE_BYTES_MAX, // every Fabrics command
             _ => self.config.in_capsule_max,
         };
         while let Some(index) = self.table.next_command(now, in_capsule_max) {

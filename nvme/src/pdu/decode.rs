@@ -24,9 +24,6 @@ use crate::spec::{Cqe, Sqe};
 /// Bytes of the common header.
 const CH_BYTES: usize = 8;
 
-/// Opcode of Fabrics commands, whose in-capsule data has a limit of its own.
-const OPC_FABRICS: u8 = 0x7F;
-
 /// What a decoder yields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item<'a> {
@@ -316,7 +313,7 @@ impl Decoder {
     /// What a controller accepts at most; a host's qpair knows its commands' lengths.
     fn check_limits(&self, pdu: &Pdu) -> Result<(), Fatal> {
         let (len, max) = match pdu {
-            Pdu::CapsuleCmd { sqe, data_len } if sqe.opcode == OPC_FABRICS => {
+            Pdu::CapsuleCmd { sqe, data_len } if sqe.is_fabrics() => {
                 (*data_len, ADMIN_IN_CAPSULE_BYTES_MAX)
             }
             Pdu::CapsuleCmd { sqe: _, data_len } => (*data_len, self.limits.in_capsule_max),

@@ -227,6 +227,32 @@ pub mod oncs {
     pub const COPY: u16 = 1 << 8;
 }
 
+/// Bits of CTRATT.
+pub mod ctratt {
+    /// Host identifiers of 128 bits.
+    pub const HOST_ID_128: u32 = 1 << 0;
+    /// Traffic based keep alive.
+    pub const TBKAS: u32 = 1 << 6;
+}
+
+/// Values of CNTRLTYPE.
+pub mod cntrltype {
+    /// I/O controller.
+    pub const IO: u8 = 1;
+    /// Discovery controller.
+    pub const DISCOVERY: u8 = 2;
+}
+
+/// Fields of VWC.
+pub mod vwc {
+    /// There is a volatile write cache.
+    pub const PRESENT: u8 = 1 << 0;
+    /// Flush to all namespaces (NSID FFFFFFFFh) is not supported.
+    pub const NO_FLUSH_ALL: u8 = 0b10 << 1;
+    /// Flush to all namespaces is supported.
+    pub const FLUSH_ALL: u8 = 0b11 << 1;
+}
+
 /// Bits of SGLS.
 pub mod sgls {
     /// SGLs are supported, without alignment.

@@ -6,16 +6,13 @@ use super::controller::{AERS_MAX, Controller, KAS, VERSION};
 use super::subsystem::{NSID_MAX, Namespace};
 use super::{Subsystem, TargetConfig};
 use crate::spec::features::async_event;
-use crate::spec::identify::{IDENTIFY_BYTES, NSID_ALL, cns, oncs, sgls, text_field};
+use crate::spec::identify::{
+    IDENTIFY_BYTES, NSID_ALL, cns, cntrltype, ctratt, oncs, sgls, text_field, vwc,
+};
 use crate::spec::{
     DISCOVERY_NQN, Identify, IdentifyController, IdentifyNamespace, NsDescriptor, Sqe, Status,
 };
 
-/// CTRATT: 128-bit host identifiers.
-const CTRATT: u32 = 1;
-/// CNTRLTYPE of an I/O and of a discovery controller.
-const CNTRLTYPE_IO: u8 = 1;
-const CNTRLTYPE_DISCOVERY: u8 = 2;
 /// LPA: the effects log, and offsets in Get Log Page.
 const LPA_EFFECTS: u8 = 1 << 1;
 const LPA_OFFSETS: u8 = 1 << 2;
@@ -122,7 +119,7 @@ fn controller<'a>(
     id.mdts = config.mdts;
     id.cntlid.set(controller.cntlid);
     id.ver.set(VERSION.0);
-    id.ctratt.set(CTRATT);
+    id.ctratt.set(ctratt::HOST_ID_128);
     id.aerl = AERS_MAX as u8 - 1;
     id.kas.set(KAS);
     id.maxcmd.set(config.mqes + 1);
@@ -141,7 +138,7 @@ fn io_controller(
     id.sn = text_field(&subsystem.serial);
     id.mn = text_field(&subsystem.model);
     id.cmic = 0b11; // several ports, several controllers
-    id.cntrltype = CNTRLTYPE_IO;
+    id.cntrltype = cntrltype::IO;
     id.acl = 3;
     id.frmw = 0b11; // one slot, read only
     id.lpa = LPA_EFFECTS | LPA_OFFSETS;
@@ -149,7 +146,7 @@ fn io_controller(
     id.nn.set(NSID_MAX);
     id.mnan.set(NSID_MAX);
     id.oncs.set(oncs::COMPARE | oncs::DATASET_MANAGEMENT | oncs::WRITE_ZEROES);
-    id.vwc = 1 | 0b10 << 1; // present; Flush takes one namespace
+    id.vwc = vwc::PRESENT | vwc::NO_FLUSH_ALL;
     id.ioccsz.set((64 + config.in_capsule_bytes) / 16);
     id.iorcsz.set(1);
     id.msdbd = 1;
@@ -161,6 +158,6 @@ fn discovery_controller(of: &Controller, config: &TargetConfig, out: &mut [u8; I
     id.sn = text_field("");
     id.mn = text_field("moorline discovery");
     id.oaes.set(async_event::DISCOVERY_LOG);
-    id.cntrltype = CNTRLTYPE_DISCOVERY;
+    id.cntrltype = cntrltype::DISCOVERY;
     id.lpa = LPA_OFFSETS;
 }

@@ -22,7 +22,7 @@ mod transfer;
 
 pub use config::TargetConfig;
 pub use driver::Target;
-pub use subsystem::{NQN_LEN_MAX, NSID_MAX, Subsystem};
+pub use subsystem::{NSID_MAX, Subsystem};
 
 /// What a target has done since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

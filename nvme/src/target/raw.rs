@@ -425,6 +425,8 @@ fn commands_that_are_malformed_fail_and_the_queue_lives() {
     assert_eq!(status(nsid, &data), Status::INVALID_NAMESPACE.with_dnr());
     nsid.nsid.set(u32::MAX);
     assert_eq!(status(nsid, &data), Status::INVALID_NAMESPACE.with_dnr());
+    let flush_all = Sqe::new(io::FLUSH, u32::MAX); // VWC says that there is no such
+    assert_eq!(status(flush_all, &[]), Status::INVALID_NAMESPACE.with_dnr());
     let beyond = BlockCommand::new(1, 4095, 2).to_sqe(io::WRITE).with_in_capsule(1024);
     assert_eq!(status(beyond, &data), Status::LBA_OUT_OF_RANGE.with_dnr());
     let read = BlockCommand::new(1, 0, 2).to_sqe(io::READ).with_in_capsule(1024);

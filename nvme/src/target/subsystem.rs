@@ -7,12 +7,10 @@ use std::fmt;
 use std::io;
 
 use crate::bdev::Bdev;
+use crate::limits::NQN_BYTES_MAX;
 
 /// Largest namespace identifier; namespaces stand in a table of their NSIDs.
 pub const NSID_MAX: u32 = 1024;
-
-/// The longest NQN, in bytes (NVMe Base, "NVMe Qualified Names").
-pub const NQN_LEN_MAX: usize = 223;
 
 /// A subsystem.
 #[derive(Debug)]
@@ -83,9 +81,9 @@ impl Subsystem {
         let invalid = |what: String| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         let printable =
             |s: &str, max| s.len() <= max && s.bytes().all(|b| (b' '..0x7F).contains(&b));
-        if !self.nqn.starts_with("nqn.") || !(11..=NQN_LEN_MAX).contains(&self.nqn.len()) {
+        if !self.nqn.starts_with("nqn.") || !(11..=NQN_BYTES_MAX).contains(&self.nqn.len()) {
             return invalid(format!(
-                "subsystem NQN {:?}: must be nqn.yyyy-mm.… of 11 to {NQN_LEN_MAX} bytes",
+                "subsystem NQN {:?}: must be nqn.yyyy-mm.… of 11 to {NQN_BYTES_MAX} bytes",
                 self.nqn
             ));
         }
