@@ -10,6 +10,7 @@
 //! What stays the kernel's: its SYN and retransmission schedule (we only cut them off, at our
 //! connect deadline and by `TCP_USER_TIMEOUT`), and how many connections are half open.
 
+mod accept;
 mod conn;
 mod ring;
 
@@ -22,10 +23,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, acceptfrom_with, connect, getsockname, sockopt};
+use rustix::net::{connect, sockopt};
 
 use crate::Instant;
 use crate::deadlines::Deadlines;
+use crate::time::earliest;
 use crate::transport::{
     Cause, ConnId, ConnOptions, Event, ListenOptions, Stage, Transport, TransportStats,
 };
@@ -33,8 +35,6 @@ use conn::{Conn, Listener};
 
 /// Bytes read from one connection in a turn; the rest waits for its next round.
 const READ_BYTES_MAX: usize = 256 << 10;
-/// Connections accepted from one listener in a turn.
-const ACCEPTS_MAX: usize = 64;
 /// Readiness events taken in a turn.
 const EPOLL_EVENTS_MAX: usize = 64;
 /// Turns in a row that may read the last active connection instead of asking `epoll`.
@@ -50,6 +50,8 @@ pub struct KernelSockets {
     slots: Vec<Slot>,
     free: Vec<u32>,
     listeners: Vec<Listener>,
+    /// When accepting goes on that found no descriptors.
+    accept_again: Option<Instant>,
     conns_max: usize,
     events: VecDeque<Event>,
     /// Connect and drain deadlines, by slot.
@@ -91,6 +93,7 @@ impl KernelSockets {
             slots: Vec::new(),
             free: Vec::new(),
             listeners: Vec::new(),
+            accept_again: None,
             conns_max,
             events: VecDeque::with_capacity(16 * EPOLL_EVENTS_MAX),
             deadlines: Deadlines::default(),
@@ -280,33 +283,6 @@ impl KernelSockets {
         }
     }
 
-    fn accept(&mut self, now: Instant, at: usize) {
-        for _ in 0..ACCEPTS_MAX {
-            self.stats.syscalls += 1;
-            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            // `AGAIN`, or a peer that left, or no descriptors: the listener stays readable.
-            let Ok((fd, peer)) = acceptfrom_with(&self.listeners[at].fd, flags) else { return };
-            let listener = &self.listeners[at];
-            let full = listener.open >= listener.options.open_max || self.conns() >= self.conns_max;
-            let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-            let local = getsockname(&fd).ok().and_then(|local| SocketAddr::try_from(local).ok());
-            self.stats.syscalls += 1;
-            let (Some(peer), Some(local), false) = (peer, local, full) else {
-                conn::reset_on_close(&fd);
-                continue;
-            };
-            let options = &listener.options.conn;
-            let conn = Conn::new(now, fd, Stage::Established, Some(at), options);
-            // A peer may be gone before it was accepted: then there is nothing to tell.
-            let Ok(id) = conn.map_err(io::Error::from).and_then(|conn| self.insert(conn)) else {
-                continue;
-            };
-            self.listeners[at].open += 1;
-            self.events.push_back(Event::Accepted { conn: id, local, peer });
-            self.want_read(id.index);
-        }
-    }
-
     fn want_read(&mut self, index: u32) {
         if let Some((_, conn)) = self.at(index)
             && !conn.to_read
@@ -423,6 +399,7 @@ impl Transport for KernelSockets {
     }
 
     fn turn(&mut self, now: Instant) {
+        self.resume_accepting(now);
         self.collect(now);
         self.read_round(now);
         self.expire(now);
@@ -551,14 +528,17 @@ impl Transport for KernelSockets {
             || !self.ready.is_empty()
             || !self.to_write.is_empty()
             || self.to_read.iter().any(readable);
-        if at_once { Some(Instant::ZERO) } else { self.deadlines.next() }
+        match at_once {
+            true => Some(Instant::ZERO),
+            false => earliest(self.deadlines.next(), self.accept_again),
+        }
     }
 
     fn wait(&mut self, until: Option<Instant>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
         if !self.ready.is_empty() {
             return Ok(());
         }
-        let until = crate::time::earliest(until, self.poll_timeout());
+        let until = earliest(until, self.poll_timeout());
         // Too long for a timespec: no limit.
         let left = until.and_then(|at| Timespec::try_from(at.since(Instant::monotonic())).ok());
         if also.is_empty() {
@@ -588,7 +568,7 @@ impl Transport for KernelSockets {
 mod tests {
     use std::time::Duration;
 
-    use rustix::net::{bind, listen};
+    use rustix::net::{bind, getsockname, listen};
 
     use super::*;
 
