@@ -91,14 +91,16 @@ fn over<L: Link, J: Job>(link: L, path: Path, lane: &LaneArgs, job: J) -> Result
 
 /// Waits until our addresses are probed, so that listening on another node's fails at once.
 fn probe<L: Link>(tcp: &mut Tcp<L>) -> io::Result<()> {
-    while tcp.is_probing() {
+    loop {
         let now = Instant::monotonic();
         tcp.turn(now);
         tcp.flush(now);
+        if !tcp.is_probing() {
+            return Ok(());
+        }
         let until = tcp.poll_timeout();
         tcp.wait(until, &[])?;
     }
-    Ok(())
 }
 
 /// Opens the lane that `lane` describes.
