@@ -1,9 +1,6 @@
 //! The engine against a real target of ours over kernel sockets on loopback, without privileges:
 //! counts, not times. The allocator counts for host and target together.
-#![allow(clippy::unwrap_used)]
-// also in what the tests share
-
-// A test fails by panicking; what is not marked as one here only helps them.
+// A test fails by panicking, also in what the tests share.
 #![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
