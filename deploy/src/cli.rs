@@ -89,10 +89,10 @@ pub enum PollMode {
 /// Who we are, and what we ask of a connection.
 #[derive(Args, Clone, Debug)]
 pub struct HostArgs {
-    /// Our host NQN [default: /etc/nvme/hostnqn, else one made from the machine's ID].
+    /// Our host NQN [default: /etc/nvme/hostnqn; made and kept if missing].
     #[arg(short = 'q', long, value_name = "NQN")]
     pub hostnqn: Option<String>,
-    /// Our host ID, a UUID [default: /etc/nvme/hostid, else one made from the machine's ID].
+    /// Our host ID, a UUID [default: /etc/nvme/hostid; else the UUID in the NQN].
     #[arg(short = 'I', long, value_name = "UUID")]
     pub hostid: Option<String>,
     /// I/O queues, one TCP connection each.

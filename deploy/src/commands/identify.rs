@@ -5,12 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::Result;
 use clap::Args;
 use moorline_nvme::host::Info;
+use moorline_nvme::spec::HostId;
 use moorline_stack::Transport;
 use serde::Serialize;
 
 use crate::cli::{DEFAULT_NQN, HostArgs, LaneArgs};
 use crate::exit::Exit;
-use crate::identity::{ctrl_config, host_identity, hyphenated};
+use crate::identity::{ctrl_config, host_identity};
 use crate::perf::report::{SCHEMA, VERSION};
 use crate::perf::workload::Bytes;
 use crate::session::Session;
@@ -147,7 +148,7 @@ impl Report {
                     blocks: ns.blocks,
                     block_size: ns.block_size,
                     bytes: ns.blocks.saturating_mul(ns.block_size.into()),
-                    uuid: hyphenated(ns.uuid),
+                    uuid: HostId::from_bytes(ns.uuid).to_string(),
                 })
                 .collect(),
         }
