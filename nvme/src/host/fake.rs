@@ -44,6 +44,7 @@ pub(super) struct Knobs {
     pub maxh2cdata: u32,
     pub queues: u32,
     pub kas: u16,
+    pub tbkas: bool,
     pub mdts: u8,
     pub ioccsz: u32,
     /// SUCCESS in C2HData where allowed.
@@ -73,6 +74,7 @@ impl Default for Knobs {
             maxh2cdata: 8192,
             queues: 64,
             kas: 1,
+            tbkas: false,
             mdts: 5,
             ioccsz: (64 + 4096) / 16,
             success_flag: true,
@@ -386,6 +388,7 @@ impl Fake {
                 data[24..28].copy_from_slice(b"fake");
                 data[77] = self.knobs.mdts;
                 data[92..96].copy_from_slice(&(1u32 << 8).to_le_bytes());
+                data[96] = u8::from(self.knobs.tbkas) << 6;
                 data[111] = 1;
                 data[259] = 3;
                 data[320..322].copy_from_slice(&self.knobs.kas.to_le_bytes());

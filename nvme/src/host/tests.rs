@@ -522,6 +522,25 @@ fn keep_alive_is_sent_at_half_kato_and_its_answer_is_due() {
 }
 
 #[test]
+fn traffic_stands_for_keep_alives_where_the_controller_counts_it() {
+    let mut world = world();
+    world.fake.knobs.tbkas = true;
+    let id = world.live(config());
+    assert!(world.host.controller(id).tbkas);
+    // A command every second, KATO/4 being 1.25 s: no pause without traffic.
+    for lba in 0..20 {
+        world.host.submit(world.now, id, 0, io(IoOp::Read, lba, 1, Some(buf(BLOCK)))).unwrap();
+        assert!(done(&mut world).status.is_success());
+        run_for(&mut world, Duration::from_secs(1));
+    }
+    assert_eq!(world.fake.commands(0, 0x18).len(), 0);
+    // Without traffic keep alives go out: every other pause, for an answer is traffic too.
+    run_for(&mut world, Duration::from_secs(10));
+    let sent = world.fake.commands(0, 0x18).len();
+    assert!((3..=5).contains(&sent), "{sent}");
+}
+
+#[test]
 fn kato_in_use_is_the_one_read_back() {
     let mut world = world();
     world.fake.knobs.kas = 100; // 10 s
