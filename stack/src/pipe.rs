@@ -61,13 +61,14 @@ pub struct Pipe {
     /// 0 or 1.
     end: usize,
     net: Rc<RefCell<Net>>,
+    acks: u64,
 }
 
 impl Pipe {
     /// Two engines, each of which can connect to the other's listeners.
     pub fn pair(seed: u64, options: PipeOptions) -> (Self, Self) {
         let net = Rc::new(RefCell::new(Net::new(seed, options)));
-        (Self { end: 0, net: net.clone() }, Self { end: 1, net })
+        (Self { end: 0, net: net.clone(), acks: 0 }, Self { end: 1, net, acks: 0 })
     }
 
     /// The address that this end connects from. It can listen on any.
@@ -88,6 +89,11 @@ impl Pipe {
     /// Connections that this end holds.
     pub fn conns(&self) -> usize {
         self.net().conns_of(self.end)
+    }
+
+    /// Times that this end's user asked for an acknowledgement.
+    pub fn acks(&self) -> u64 {
+        self.acks
     }
 
     fn net(&self) -> Ref<'_, Net> {
@@ -135,8 +141,10 @@ impl Transport for Pipe {
         self.net().send_room(self.end, conn)
     }
 
-    /// Nothing here waits for acknowledgements.
-    fn ack(&mut self, _conn: ConnId) {}
+    /// Nothing here waits for acknowledgements; they are counted.
+    fn ack(&mut self, _conn: ConnId) {
+        self.acks += 1;
+    }
 
     fn close(&mut self, now: Instant, conn: ConnId) {
         self.net.borrow_mut().close(now, self.end, conn);

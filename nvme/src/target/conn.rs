@@ -180,6 +180,8 @@ pub(super) struct Conn {
     /// In the target's lists of connections to be served, sent for, retried.
     pub in_ready: bool,
     pub in_dirty: bool,
+    /// Data came whole in this turn: the peer may wait for our acknowledgement.
+    pub ack_wanted: bool,
     pub in_starved: bool,
     /// The peer sent FIN.
     pub peer_closed: bool,
@@ -229,6 +231,7 @@ impl Conn {
             h2c_data_bytes_max: config.h2c_data_bytes_max,
             in_ready: false,
             in_dirty: false,
+            ack_wanted: false,
             in_starved: false,
             peer_closed: false,
             fatal: None,

@@ -150,6 +150,7 @@ impl Core {
     pub fn fed(&mut self, index: u32, drained: bool) {
         let Some(conn) = self.conns[index as usize].as_deref() else { return };
         let (state, deadline, has_tx) = (conn.state, conn.deadline, conn.has_tx());
+        let ack_wanted = conn.ack_wanted;
         let gone = conn.peer_closed && drained && conn.paused.is_none();
         if state == State::Terminating && !conn.in_dirty {
             self.stats.fatal += u64::from(has_tx);
@@ -160,7 +161,7 @@ impl Core {
         if let Some(deadline) = deadline {
             self.check_at(deadline);
         }
-        if has_tx {
+        if has_tx || ack_wanted {
             self.dirty(index);
         }
     }

@@ -1,6 +1,7 @@
 //! The target's driver: one transport, and the machines above it, one turn at a time.
 
 use std::io;
+use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
@@ -152,8 +153,17 @@ impl<T: Transport> Target<T> {
         let Some(conn) = conns[index as usize].as_deref_mut() else { return };
         conn.in_dirty = false;
         let id = conn.id;
+        let mut sent = 0;
         // Refused room: `Writable` brings it back.
-        conn.transmit(pool, &mut |bytes| transport.send(id, bytes));
+        conn.transmit(pool, &mut |bytes| {
+            let taken = transport.send(id, bytes);
+            sent += taken;
+            taken
+        });
+        // A host may hold its next data until the last are acknowledged; what we send does that.
+        if mem::take(&mut conn.ack_wanted) && sent == 0 {
+            transport.ack(id);
+        }
     }
 
     /// Puts the answers on the wire, with one wakeup.

@@ -560,6 +560,23 @@ fn r2t(raw: &mut Raw, peer: usize, blocks: u32) -> R2T {
 }
 
 #[test]
+fn data_are_acknowledged_at_once_where_no_answer_does_it() {
+    let mut raw = Raw::new(TargetConfig::default());
+    let (_, cntlid) = raw.admin(0);
+    let peer = raw.io_queue(cntlid, false, false);
+    let R2T { cccid, ttag, r2tl, .. } = r2t(&mut raw, peer, 32);
+    assert_eq!(r2tl, 16384);
+    let before = raw.target.transport().acks();
+    for (datao, last, acks) in [(0, false, 1), (8192, true, 1)] {
+        let data = Data { cccid, ttag, datao, datal: 8192, last, success: false };
+        raw.send_pdu(peer, &Pdu::H2CData(data), &[7; 8192]);
+        raw.run(ms(1));
+        assert_eq!(raw.target.transport().acks() - before, acks);
+    }
+    assert!(matches!(raw.peers[peer].pdus.pop(), Some(Pdu::CapsuleResp { .. })));
+}
+
+#[test]
 fn a_wrong_header_digest_is_fatal_and_a_missing_flag_too() {
     for (at, value, expected) in [(10, 0xFF, 3), (1, 0, 1)] {
         let mut raw = Raw::new(TargetConfig::default());

@@ -94,6 +94,7 @@ impl Conn {
     /// All data of the PDU at hand came. A command with a wrong digest takes all its data, then
     /// fails.
     pub(super) fn data_end(&mut self, digest_ok: bool) -> Option<Event> {
+        self.ack_wanted = true;
         let slot = match self.rx {
             Rx::Discard => return None,
             Rx::Connect { slot, .. } | Rx::Slot { slot } => slot,
