@@ -5,6 +5,7 @@ pub mod cli;
 pub mod commands;
 pub mod exit;
 pub mod identity;
+pub mod out;
 pub mod perf;
 pub mod session;
 pub mod signals;

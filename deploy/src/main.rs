@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use moorline::cli::Cli;
 use moorline::exit::Exit;
+use moorline::out;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 /// Counts allocations, for the reports of `perf`.
@@ -24,13 +25,15 @@ fn main() -> ExitCode {
                 .from_env_lossy(),
         )
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     match cli.command.run() {
         Ok(exit) => exit.into(),
+        Err(error) if error.is::<out::Closed>() => Exit::Ok.into(),
         Err(error) => {
-            eprintln!("moorline: {error:#}");
+            out::note(format_args!("moorline: {error:#}"));
             Exit::Environment.into()
         }
     }

@@ -65,6 +65,18 @@ pub enum Stage {
     Draining,
 }
 
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resolving => "looking for the next hop",
+            Self::SynSent => "waiting for SYN-ACK",
+            Self::SynReceived => "waiting for the ACK of our SYN-ACK",
+            Self::Established => "established",
+            Self::Draining => "closing",
+        })
+    }
+}
+
 /// Why a connection ended, in enough detail that nobody has to guess.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Why {
@@ -118,7 +130,7 @@ impl fmt::Display for Why {
             Cause::AddressConflict => write!(f, "another node has our address")?,
             Cause::Errno(errno) => write!(f, "{}", io::Error::from_raw_os_error(errno))?,
         }
-        write!(f, " (in {:?} for {:.1?}", self.stage, self.after)?;
+        write!(f, " (while {}, after {:.1?}", self.stage, self.after)?;
         if self.retransmits > 0 {
             write!(f, ", {} retransmits", self.retransmits)?;
         }
@@ -267,4 +279,25 @@ pub struct TransportStats {
     pub retransmits: u64,
     /// System calls made.
     pub syscalls: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_told_in_words() {
+        let why = Why {
+            cause: Cause::Reset,
+            stage: Stage::SynSent,
+            after: Duration::from_nanos(28_900),
+            retransmits: 0,
+        };
+        let text = "connection refused (while waiting for SYN-ACK, after 28.9µs)";
+        assert_eq!(why.to_string(), text);
+        let (cause, stage) = (Cause::AckTimeout, Stage::Established);
+        let why = Why { cause, stage, after: Duration::from_secs(3), retransmits: 2 };
+        let text = "peer stopped acknowledging (while established, after 3.0s, 2 retransmits)";
+        assert_eq!(why.to_string(), text);
+    }
 }

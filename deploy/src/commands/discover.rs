@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::cli::{HostArgs, LaneArgs};
 use crate::exit::Exit;
 use crate::identity::host_identity;
+use crate::out;
 use crate::perf::report::{SCHEMA, VERSION};
 use crate::session::Session;
 use crate::signals::Stop;
@@ -93,16 +94,16 @@ pub fn run(args: DiscoverArgs) -> Result<Exit> {
             },
             entries,
         };
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        out::line(format_args!("{}", serde_json::to_string_pretty(&report)?))?;
     } else {
         for e in &entries {
-            println!(
+            out::line(format_args!(
                 "{:9} {} {:4} {} port {}  {}",
                 e.subtype, e.trtype, e.adrfam, e.traddr, e.trsvcid, e.subnqn
-            );
+            ))?;
         }
         if entries.is_empty() {
-            println!("no subsystems");
+            out::line(format_args!("no subsystems"))?;
         }
     }
     Ok(Exit::Ok)

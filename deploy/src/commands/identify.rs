@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::cli::{DEFAULT_NQN, HostArgs, LaneArgs};
 use crate::exit::Exit;
 use crate::identity::{ctrl_config, host_identity};
+use crate::out;
 use crate::perf::report::{SCHEMA, VERSION};
 use crate::perf::workload::Bytes;
 use crate::session::Session;
@@ -88,9 +89,9 @@ pub fn run(args: IdentifyArgs) -> Result<Exit> {
     let info = stackup::run(&args.lane, Ask { args: &args, stop })?;
     let report = Report::new(&args, &info);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        out::line(format_args!("{}", serde_json::to_string_pretty(&report)?))?;
     } else {
-        report.print();
+        report.print()?;
     }
     Ok(Exit::Ok)
 }
@@ -154,27 +155,37 @@ impl Report {
         }
     }
 
-    fn print(&self) {
-        println!("subsystem       {}", self.subnqn);
-        println!("controller      {} (NVMe {})", self.cntlid, self.nvme_version);
-        println!("model, serial   {}, {}, firmware {}", self.model, self.serial, self.firmware);
-        println!(
+    fn print(&self) -> Result<()> {
+        out::line(format_args!("subsystem       {}", self.subnqn))?;
+        out::line(format_args!("controller      {} (NVMe {})", self.cntlid, self.nvme_version))?;
+        out::line(format_args!(
+            "model, serial   {}, {}, firmware {}",
+            self.model, self.serial, self.firmware
+        ))?;
+        out::line(format_args!(
             "transfers       up to {}, {} of it within a capsule",
             Bytes(self.transfer_max.into()),
             Bytes(self.in_capsule_max.into())
-        );
-        println!("queues          {}, {} commands each", self.io_queues, self.commands_max);
-        println!("keep alive      {} ms", self.kato_ms);
-        println!("write cache     {}", if self.volatile_write_cache { "volatile" } else { "none" });
+        ))?;
+        out::line(format_args!(
+            "queues          {}, {} commands each",
+            self.io_queues, self.commands_max
+        ))?;
+        out::line(format_args!("keep alive      {} ms", self.kato_ms))?;
+        out::line(format_args!(
+            "write cache     {}",
+            if self.volatile_write_cache { "volatile" } else { "none" }
+        ))?;
         for ns in &self.namespaces {
-            println!(
+            out::line(format_args!(
                 "namespace {:<5} {}, {} blocks of {} B, UUID {}",
                 ns.nsid,
                 Bytes(ns.bytes),
                 ns.blocks,
                 ns.block_size,
                 ns.uuid
-            );
+            ))?;
         }
+        Ok(())
     }
 }

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use moorline_rig::{Owner, Rig, RigSpec};
 
 use crate::exit::Exit;
+use crate::out;
 
 /// Options of `rig`.
 #[derive(Args, Debug)]
@@ -59,8 +60,8 @@ pub fn run(args: RigArgs) -> Result<Exit> {
 
 fn up(spec: RigSpec) -> Result<Exit> {
     let rig = Rig::up(spec)?;
-    for end in [rig.host(), rig.target()] {
-        println!(
+    let ends = [rig.host(), rig.target()].map(|end| {
+        format!(
             "{}: {}, kernel {} and {}, free for AF_XDP {}/24 and {}/64",
             end.netns(),
             end.dev(),
@@ -68,19 +69,26 @@ fn up(spec: RigSpec) -> Result<Exit> {
             end.kernel_addr(true),
             end.xdp_addr(false),
             end.xdp_addr(true),
-        );
-    }
-    println!("remove it with: moorline rig down --name {}", rig.spec().name);
+        )
+    });
+    let name = rig.spec().name.clone();
+    // It stays, whether or not somebody reads all of this.
     rig.keep()?;
+    for end in ends {
+        out::line(format_args!("{end}"))?;
+    }
+    out::line(format_args!("remove it with: moorline rig down --name {name}"))?;
     Ok(Exit::Ok)
 }
 
 fn down(name: &str) -> Result<Exit> {
     Ok(if Rig::down_named(name)? {
-        println!("rig {name} removed");
+        out::line(format_args!("rig {name} removed"))?;
         Exit::Ok
     } else {
-        eprintln!("moorline: there is no rig {name:?}; `moorline rig status` lists them");
+        out::note(format_args!(
+            "moorline: there is no rig {name:?}; `moorline rig status` lists them"
+        ));
         Exit::FellShort
     })
 }
@@ -88,7 +96,7 @@ fn down(name: &str) -> Result<Exit> {
 fn status() -> Result<Exit> {
     let rigs = Rig::list()?;
     if rigs.is_empty() {
-        println!("no rigs");
+        out::line(format_args!("no rigs"))?;
     }
     for rig in rigs {
         let owner = match rig.owner {
@@ -96,7 +104,7 @@ fn status() -> Result<Exit> {
             Owner::Process(pid) => format!("in use by process {pid}"),
             Owner::Dead => "left by a killed process, removed by the next start".to_owned(),
         };
-        println!("{}: {owner}", rig.name);
+        out::line(format_args!("{}: {owner}", rig.name))?;
     }
     Ok(Exit::Ok)
 }
@@ -104,7 +112,7 @@ fn status() -> Result<Exit> {
 fn sweep() -> Result<Exit> {
     let removed = Rig::sweep()?;
     for name in &removed {
-        println!("rig {name} removed: its process was killed");
+        out::line(format_args!("rig {name} removed: its process was killed"))?;
     }
     Ok(if removed.is_empty() { Exit::Ok } else { Exit::FellShort })
 }

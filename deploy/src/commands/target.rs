@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::cli::{DEFAULT_NQN, LaneArgs, PollMode};
 use crate::exit::Exit;
+use crate::out;
 use crate::perf::measure;
 use crate::perf::report::{SCHEMA, TransportKind, VERSION};
 use crate::perf::workload::Bytes;
@@ -221,10 +222,9 @@ impl Job for Serve<'_> {
             target.listen(Instant::monotonic(), *addr)?;
         }
         let teller = Teller { args: self.args, path };
-        teller.ready(&self.addrs);
+        teller.ready(&self.addrs)?;
         serve(&mut target, self.args.lane.poll, &self.stop)?;
-        teller.end(&target.stats());
-        Ok(())
+        teller.end(&target.stats())
     }
 }
 
@@ -255,7 +255,7 @@ struct Teller<'a> {
 }
 
 impl Teller<'_> {
-    fn ready(&self, addrs: &[SocketAddr]) {
+    fn ready(&self, addrs: &[SocketAddr]) -> Result<()> {
         if self.args.json {
             return self.tell(json!({
                 "event": "listening",
@@ -266,11 +266,15 @@ impl Teller<'_> {
             }));
         }
         let addrs: Vec<_> = addrs.iter().map(ToString::to_string).collect();
-        println!("serving {} with {} namespace(s)", self.args.nqn, self.args.backend.len());
-        println!("listening on {}", addrs.join(", "));
+        out::line(format_args!(
+            "serving {} with {} namespace(s)",
+            self.args.nqn,
+            self.args.backend.len()
+        ))?;
+        out::line(format_args!("listening on {}", addrs.join(", ")))
     }
 
-    fn end(&self, s: &TargetStats) {
+    fn end(&self, s: &TargetStats) -> Result<()> {
         if self.args.json {
             return self.tell(json!({
                 "event": "end",
@@ -289,7 +293,7 @@ impl Teller<'_> {
                 "keep_alive_expired": s.keep_alive_expired,
             }));
         }
-        println!(
+        out::line(format_args!(
             "served {} reads ({}), {} writes ({}), {} other, {} admin; {} failed",
             s.reads,
             Bytes(s.read_bytes),
@@ -298,18 +302,18 @@ impl Teller<'_> {
             s.other_ios,
             s.admin,
             s.errors
-        );
-        println!(
+        ))?;
+        out::line(format_args!(
             "connections: {} accepted, {} refused, {} ended for protocol errors, {} timed out",
             s.accepted,
             s.refused,
             s.fatal,
             s.timeouts + s.keep_alive_expired
-        );
+        ))
     }
 
     /// One line of JSON.
-    fn tell(&self, mut what: serde_json::Value) {
+    fn tell(&self, mut what: serde_json::Value) -> Result<()> {
         what["schema"] = SCHEMA.into();
         what["version"] = VERSION.into();
         what["conditions"] = json!({
@@ -320,7 +324,7 @@ impl Teller<'_> {
             "kernel": measure::kernel(),
             "cpus": measure::cpus(),
         });
-        println!("{what}");
+        out::line(format_args!("{what}"))
     }
 }
 

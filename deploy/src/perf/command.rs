@@ -17,6 +17,7 @@ use super::{demo, measure};
 use crate::cli::{LaneArgs, PollMode};
 use crate::commands::perf::PerfArgs;
 use crate::exit::Exit;
+use crate::out;
 use crate::signals::Stop;
 use crate::stackup;
 
@@ -37,8 +38,10 @@ pub fn run(args: &PerfArgs) -> Result<Exit> {
         (Ok(()), true) => demo::run(args, &stop),
         (Ok(()), false) => on_rig(args, &workload, &stop),
         (Err(why), demo) => {
-            eprintln!("moorline: no rig and no AF_XDP here: {why}");
-            eprintln!("moorline: kernel sockets over loopback instead; the figures say little");
+            out::note(format_args!("moorline: no rig and no AF_XDP here: {why}"));
+            out::note(format_args!(
+                "moorline: kernel sockets over loopback instead; the figures say little"
+            ));
             let workloads = if demo { demo::workloads() } else { vec![workload] };
             on_loopback(args, &workloads, &why, &stop)
         }
@@ -192,12 +195,21 @@ fn report(args: &PerfArgs, runs: Vec<Run>, ratios: Vec<Ratio>, stop: &Stop) -> R
     if runs.is_empty() && stop.requested() {
         return Ok(Exit::Interrupted);
     }
-    if args.json.as_deref() != Some("-") {
-        for run in &runs {
-            print!("{}", run.text());
+    let exit = exit(&runs, stop);
+    let report = comparison(runs, ratios, Vec::new());
+    // First the file: the reader of the text may not read it all.
+    if let Some(to) = &args.json {
+        match report.runs.as_slice() {
+            [run] if report.ratios.is_empty() => write_json(run, to)?,
+            _ => write_json(&report, to)?,
         }
-        for ratio in &ratios {
-            println!(
+    }
+    if args.json.as_deref() != Some("-") {
+        for run in &report.runs {
+            out::text(&run.text())?;
+        }
+        for ratio in &report.ratios {
+            out::line(format_args!(
                 "{} at MTU {}: rate {:.2}, p50 {:.2}, p99 {:.2} (medians of {} rounds, spread \
                  {:.0} %)",
                 ratio.of,
@@ -207,14 +219,7 @@ fn report(args: &PerfArgs, runs: Vec<Run>, ratios: Vec<Ratio>, stop: &Stop) -> R
                 ratio.p99,
                 ratio.rounds,
                 ratio.spread * 100.0
-            );
-        }
-    }
-    let exit = exit(&runs, stop);
-    if let Some(to) = &args.json {
-        match runs.as_slice() {
-            [run] if ratios.is_empty() => write_json(run, to)?,
-            _ => write_json(&comparison(runs, ratios, Vec::new()), to)?,
+            ))?;
         }
     }
     Ok(exit)

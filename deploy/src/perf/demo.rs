@@ -20,6 +20,7 @@ use super::workload::{Rw, Workload};
 use crate::cli::PollMode;
 use crate::commands::perf::PerfArgs;
 use crate::exit::Exit;
+use crate::out;
 use crate::signals::Stop;
 
 /// MTUs of the rig: Ethernet's, and jumbo frames of several descriptors.
@@ -134,22 +135,22 @@ pub fn run(args: &PerfArgs, stop: &Stop) -> Result<Exit> {
     }
     demo.steps.finish();
     let runs = demo.runs;
-    if args.json.as_deref() != Some("-") {
-        for rows in &rows {
-            print!("{}", table::comparison(rows));
-        }
-        print!("{}", table::goals(&rows.concat()));
-        print!("{}", table::conditions(&runs));
-    }
     let code = exit(&runs, stop);
     let ratios = rows.iter().flatten().flat_map(Row::ratios).collect();
     let to = args.json.as_deref().unwrap_or(REPORT);
     if let Some(dir) = std::path::Path::new(to).parent().filter(|_| to != "-") {
         std::fs::create_dir_all(dir).with_context(|| format!("directory of {to}"))?;
     }
-    write_json(&comparison(runs, ratios, table::shared_conditions()), to)?;
+    // First the file: the reader of the table may not read it all.
+    let report = comparison(runs, ratios, table::shared_conditions());
+    write_json(&report, to)?;
     if to != "-" {
-        println!("\nAll runs and ratios: {to}");
+        for rows in &rows {
+            out::text(&table::comparison(rows))?;
+        }
+        out::text(&table::goals(&rows.concat()))?;
+        out::text(&table::conditions(&report.runs))?;
+        out::line(format_args!("\nAll runs and ratios: {to}"))?;
     }
     Ok(code)
 }
@@ -232,7 +233,7 @@ impl Steps {
     fn step(&self, mtu: u32, round: usize, what: &str) {
         let message = format!("MTU {mtu}, round {round}: {what}");
         if self.0.is_hidden() && what == BOTH[0].name() {
-            eprintln!("MTU {mtu}, round {round}");
+            out::note(format_args!("MTU {mtu}, round {round}"));
         }
         self.0.set_message(message);
         self.0.inc(1);

@@ -339,7 +339,7 @@ impl Measured {
             bytes_per_s: iops * f64::from(workload.bs),
             errors: self.tally.errors + u64::from(self.failure.is_some()),
             errors_by_status: by_status
-                .map(|(status, count)| ErrorCount { status: format!("{status:?}"), count: *count })
+                .map(|(status, count)| ErrorCount { status: status.to_string(), count: *count })
                 .collect(),
             lat_us: Latency::from_histogram(&self.tally.latency),
             cpu: Cpu {

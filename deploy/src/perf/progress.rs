@@ -4,6 +4,8 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use crate::out;
+
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::report::rate;
@@ -68,7 +70,7 @@ impl Progress {
             Self::Lines { name, next } if standing.elapsed >= *next => {
                 *next = standing.elapsed + LINE_EVERY;
                 let percent = standing.share * 100.0;
-                eprintln!("{name}  {percent:.0} %  {}", standing.words());
+                out::note(format_args!("{name}  {percent:.0} %  {}", standing.words()));
             }
             Self::Lines { .. } => {}
         }

@@ -265,8 +265,7 @@ pub fn write_json(report: &impl Serialize, to: &str) -> Result<()> {
     let mut json = serde_json::to_string_pretty(report).context("report as JSON")?;
     json.push('\n');
     if to == "-" {
-        print!("{json}");
-        return Ok(());
+        return crate::out::text(&json);
     }
     std::fs::write(to, json).with_context(|| format!("cannot write the report to {to}"))
 }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use crate::support::{MOORLINE, finish, lane, moorline, rig, rights, start};
 
@@ -33,6 +33,49 @@ fn a_rig_is_kept_open_until_it_is_taken_down() {
     moorline(&format!("rig down --name {name}")).ok();
     assert!(!netns_exists(&format!("{name}-host")));
     moorline(&format!("rig down --name {name}")).failed(1, "there is no rig");
+}
+
+/// Starts the program with nobody reading its results.
+fn start_unread(args: &str) -> Child {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    Command::new(MOORLINE)
+        .args(args.split_whitespace())
+        .env("RUST_LOG", "error")
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn results_that_nobody_reads_end_a_command_quietly() {
+    for args in [
+        "rig status",
+        "identify --help",
+        "doctor",
+        "target --backend ram:1m --transport kernel --listen 127.0.0.1:44201",
+    ] {
+        let run = finish(start_unread(args)).ok();
+        assert_eq!(run.stderr, "", "{args}");
+    }
+}
+
+#[test]
+fn results_that_nobody_reads_leave_no_rig_and_no_program() {
+    let Some(rig) = rig(1500) else { return };
+    let run = finish(start_unread(&format!("target --backend ram:1m {}", lane(rig.target())))).ok();
+    assert_eq!(run.stderr, "");
+    // The interface is free again.
+    let _target = crate::target::Target::xdp(&rig, "--backend ram:1m");
+    let perf = start_unread("perf --rig --quiet --number-ios 100");
+    let mine = format!("moorline-perf-{}-", perf.id());
+    let run = finish(perf).ok();
+    assert_eq!(run.stderr, "");
+    let left = std::fs::read_dir("/run/netns").unwrap();
+    let mut names = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(!names.any(|name| name.starts_with(&mine)), "{mine}");
 }
 
 #[test]

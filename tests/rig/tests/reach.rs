@@ -27,7 +27,7 @@ fn an_address_beyond_our_network_needs_a_gateway() {
     // Through a gateway that is there, but forwards nothing.
     let gateway = rig.target().kernel_addr(false);
     let run = identify(&rig, beyond, &format!("--gateway {gateway}"));
-    run.failed(2, "connect timed out (in SynSent for 1.0s");
+    run.failed(2, "connect timed out (while waiting for SYN-ACK, after 1.0s");
 }
 
 #[test]

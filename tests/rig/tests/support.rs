@@ -88,7 +88,7 @@ pub fn finish(mut child: Child) -> Run {
             String::from_utf8_lossy(&text).into_owned()
         })
     };
-    let stdout = read(Box::new(child.stdout.take().unwrap()));
+    let stdout = child.stdout.take().map(|out| read(Box::new(out)));
     let stderr = read(Box::new(child.stderr.take().unwrap()));
     let deadline = Instant::now() + RUN_TIMEOUT;
     let status = loop {
@@ -104,7 +104,7 @@ pub fn finish(mut child: Child) -> Run {
     }
     let run = Run {
         code: status.and_then(|s| s.code()),
-        stdout: stdout.join().unwrap(),
+        stdout: stdout.map_or(String::new(), |out| out.join().unwrap()),
         stderr: stderr.join().unwrap(),
     };
     assert!(status.is_some(), "it hung for {RUN_TIMEOUT:?}: {run:#?}");

@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::exit::Exit;
+use crate::out;
 use crate::perf::report::{SCHEMA, VERSION};
 
 /// Options of `doctor`.
@@ -106,26 +107,27 @@ pub fn run(args: DoctorArgs) -> Result<Exit> {
             },
             checks,
         };
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        out::line(format_args!("{}", serde_json::to_string_pretty(&report)?))?;
     } else {
-        print(&checks);
+        print(&checks)?;
         if args.dev.is_none() {
-            println!("\nWith --dev IFNAME it looks at a network interface too.");
+            out::line(format_args!("\nWith --dev IFNAME it looks at a network interface too."))?;
         }
     }
     Ok(if failed { Exit::FellShort } else { Exit::Ok })
 }
 
-fn print(checks: &[Check]) {
+fn print(checks: &[Check]) -> Result<()> {
     for check in checks {
         let level = match check.result {
             Level::Ok => "ok  ",
             Level::Warn => "warn",
             Level::Fail => "FAIL",
         };
-        println!("{level}  {:14} {}", check.name, check.found);
+        out::line(format_args!("{level}  {:14} {}", check.name, check.found))?;
         if let Some(mend) = &check.mend {
-            println!("      {:14} -> {mend}", "");
+            out::line(format_args!("      {:14} -> {mend}", ""))?;
         }
     }
+    Ok(())
 }
