@@ -28,6 +28,8 @@ pub(super) enum Hook {
     Fail(Status),
     /// Send these PDUs, with that many bytes of data each, instead.
     Send(Vec<Pdu>),
+    /// Send these bytes instead.
+    Bytes(Vec<u8>),
 }
 
 /// How the fake behaves.
@@ -287,6 +289,7 @@ impl Fake {
                 Hook::Serve => {}
                 Hook::Ignore => return,
                 Hook::Fail(status) => return conn.respond(Cqe::new(sqe.cid.get(), status)),
+                Hook::Bytes(bytes) => return conn.out.extend_from_slice(&bytes),
                 Hook::Send(pdus) => {
                     for pdu in pdus {
                         conn.push(&pdu, &vec![0; pdu.data_len() as usize], false);

@@ -10,7 +10,7 @@ use moorline_stack::transport::{Cause as TcpCause, ConnOptions};
 
 use super::fake::{BLOCK, BLOCKS, Hook, World, config};
 use super::*;
-use crate::pdu::{Data, Fatal, Pdu, R2T, TermReq};
+use crate::pdu::{Data, Fatal, HeaderBuf, Params, Pdu, R2T, TermReq};
 use crate::spec::{Cqe, Sqe, Status};
 
 fn io(op: IoOp, lba: u64, blocks: u32, buf: Option<IoBuf>) -> Io {
@@ -485,6 +485,27 @@ fn digest_that_was_asked_for_must_be_granted() {
     world.fake.knobs.grant_hdgst = Some(false);
     world.connect(CtrlConfig { hdgst: true, ..config() });
     assert_eq!(failure(&mut world).cause, Cause::Protocol(Fatal::InvalidHeaderField(11)));
+}
+
+#[test]
+fn wrong_header_digest_on_a_live_queue_is_fatal_and_told_with_what_came() {
+    for ddgst in [true, false] {
+        let mut world = world();
+        let params = Params { hdgst: true, ddgst, pda: 0 };
+        world.fake.knobs.hook = Box::new(move |sqe: &Sqe| {
+            let mut bytes = HeaderBuf::encode(&ok(sqe.cid.get()), &params).bytes().to_vec();
+            bytes[24..].copy_from_slice(&0xDEAD_BEEF_u32.to_le_bytes());
+            Hook::Bytes(bytes)
+        });
+        let id = world.live(CtrlConfig { hdgst: true, ddgst, ..config() });
+        world.host.submit(world.now, id, 0, io(IoOp::Read, 0, 1, Some(buf(BLOCK)))).unwrap();
+        let failure = failure(&mut world);
+        assert_eq!((failure.stage, failure.qid), (Stage::Live, 1));
+        assert_eq!(failure.cause, Cause::Protocol(Fatal::HeaderDigest(0xDEAD_BEEF)));
+        assert!(done(&mut world).status.is(Status::HOST_PATHING_ERROR));
+        let term = world.until(|world| world.fake.term_reqs.pop());
+        assert_eq!((term.fes, term.fei), (3, 0xDEAD_BEEF));
+    }
 }
 
 #[test]
