@@ -1,15 +1,15 @@
 //! Attaching: refused where another program is, and gone with its process.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::Duration;
 
 use moorline_bpf::{Error, Mode, Steering, SteeringConfig, netdev};
 use moorline_rig::{End, Rig, RigSpec};
+use rustix::process::{Pid, Signal, kill_process};
 
-/// Set in a child of [`the_program_is_gone_after_kill_9`]: the namespace to attach in.
+/// Set in a child of [`is_gone_with_its_process`]: the namespace to attach in.
 const CHILD: &str = "MOORLINE_TEST_ATTACH_IN";
 
 fn rig() -> Option<Rig> {
@@ -84,27 +84,51 @@ fn only_a_bound_socket_can_be_registered() {
     assert!(matches!(steering.register(0, other.as_fd()), Err(Error::Map { .. })));
 }
 
-#[test]
-fn the_program_is_gone_after_kill_9() {
+/// Runs the test `name` again in a child that attaches there and then does `last`; ends the child
+/// with `signal`, if there is one; the program must go with it.
+fn is_gone_with_its_process(name: &str, signal: Option<Signal>, last: fn()) {
     if let Ok(netns) = std::env::var(CHILD) {
         moorline_rig::enter(&netns).unwrap();
         let _steering = Steering::attach(&config("h0", Mode::Auto)).unwrap();
         println!("\nattached");
-        thread::sleep(Duration::from_secs(60)); // killed long before
-        return;
+        let _ = std::io::stdin().read(&mut [0]); // until the parent has looked
+        return last();
     }
     let Some(rig) = rig() else { return };
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "the_program_is_gone_after_kill_9", "--nocapture"])
+        .args(["--exact", name, "--nocapture"])
         .env(CHILD, rig.host().netns())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    let stdin = child.stdin.take();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.map_while(Result::ok).any(|line| line == "attached"), "the child failed");
     assert!(has_xdp(rig.host()));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    match signal {
+        Some(signal) => kill_process(Pid::from_child(&child), signal).unwrap(),
+        None => drop(stdin),
+    }
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), signal.map(Signal::as_raw));
+    assert!(!status.success(), "it was to end badly");
     assert!(!has_xdp(rig.host()));
     attach(rig.host(), Mode::Auto).unwrap();
+}
+
+#[test]
+fn the_program_is_gone_after_kill_9() {
+    is_gone_with_its_process("the_program_is_gone_after_kill_9", Some(Signal::KILL), || {});
+}
+
+#[test]
+fn the_program_is_gone_after_sigterm() {
+    is_gone_with_its_process("the_program_is_gone_after_sigterm", Some(Signal::TERM), || {});
+}
+
+#[test]
+fn the_program_is_gone_after_a_panic() {
+    is_gone_with_its_process("the_program_is_gone_after_a_panic", None, || panic!("as asked"));
 }
