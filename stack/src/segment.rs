@@ -81,6 +81,11 @@ impl Flags {
 }
 
 impl Segment {
+    /// Bytes of the Ethernet frame around it, untagged and without TCP options.
+    pub fn frame_bytes(&self) -> usize {
+        14 + usize::from(self.tcp_offset) + HEADER_BYTES + self.payload_bytes as usize
+    }
+
     /// Reads the segment that starts at `offset` (60 at most) of an IP packet, and ends with it.
     pub(crate) fn parse(
         packet: &[u8],

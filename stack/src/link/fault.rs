@@ -206,6 +206,10 @@ impl<L: Link> Link for Faulty<L> {
         self.inner.mtu()
     }
 
+    fn linear_frame_max(&self) -> usize {
+        self.inner.linear_frame_max()
+    }
+
     fn mac(&self) -> [u8; 6] {
         self.inner.mac()
     }

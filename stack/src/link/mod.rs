@@ -34,6 +34,12 @@ pub trait Link {
     /// The largest IP packet, in bytes (L2 headers not counted).
     fn mtu(&self) -> usize;
 
+    /// The longest frame, in bytes, that the link needs not copy: it puts a longer one together
+    /// from several descriptors, or cuts it into them.
+    fn linear_frame_max(&self) -> usize {
+        usize::MAX
+    }
+
     /// Our hardware address.
     fn mac(&self) -> [u8; 6];
 

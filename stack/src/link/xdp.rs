@@ -123,6 +123,10 @@ impl Link for XdpLink {
         self.mtu
     }
 
+    fn linear_frame_max(&self) -> usize {
+        moorline_xsk::CHUNK_ROOM
+    }
+
     fn mac(&self) -> [u8; 6] {
         self.mac
     }

@@ -98,7 +98,7 @@ fn send<T: LinkTx>(
         let (seq_max, retransmits) = (conn.seq_max, conn.retransmits);
         let Some(segment) = stack.egress(now, tx, conn, reserve) else { return Share::Done };
         counters.tx_bytes += conn.on_sent(&segment);
-        counters.copied_out_bytes += u64::from(segment.payload_bytes);
+        counters.copied_out_bytes += u64::from(segment.payload_bytes) * counters.copies(&segment);
         counters.retransmits += u64::from(conn.retransmits - retransmits);
         if timeout && segment.payload_bytes > 0 && before(segment.seq, seq_max) {
             conn.on_timeout_sent(now);

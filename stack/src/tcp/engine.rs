@@ -17,6 +17,7 @@ use super::slots::Slots;
 use super::stack::Stack;
 use crate::deadlines::Deadlines;
 use crate::limiter::TokenBucket;
+use crate::segment::Segment;
 use crate::transport::{Cause, Stage};
 use crate::{Instant, LinkTx};
 
@@ -31,8 +32,18 @@ const OVERDUE_MAX: std::time::Duration = std::time::Duration::from_millis(10);
 pub(super) struct Counters {
     pub rx_bytes: u64,
     pub tx_bytes: u64,
+    pub copied_in_bytes: u64,
     pub copied_out_bytes: u64,
     pub retransmits: u64,
+    /// The longest frame that the link does not copy once more.
+    pub linear_frame_max: usize,
+}
+
+impl Counters {
+    /// How often the data of a segment are copied between our ring and the link's frame.
+    pub(super) fn copies(&self, segment: &Segment) -> u64 {
+        1 + u64::from(segment.frame_bytes() > self.linear_frame_max)
+    }
 }
 
 pub(super) struct Engine {
@@ -53,7 +64,7 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(stack: Stack, keyed: Keyed, room: usize) -> Self {
+    pub(super) fn new(stack: Stack, keyed: Keyed, room: usize, linear_frame_max: usize) -> Self {
         Self {
             slots: Slots::default(),
             demux: Demux::new(keyed),
@@ -64,7 +75,7 @@ impl Engine {
             touched: VecDeque::new(),
             challenges: TokenBucket::default(),
             resets: TokenBucket::default(),
-            counters: Counters::default(),
+            counters: Counters { linear_frame_max, ..Counters::default() },
             reserve: (room / 8).min(32),
             starved: false,
         }

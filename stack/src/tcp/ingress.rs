@@ -75,6 +75,7 @@ impl Engine {
         let received = after.recv_queue.saturating_sub(before.recv_queue);
         if received > 0 {
             self.counters.rx_bytes += received as u64;
+            self.counters.copied_in_bytes += received as u64 * self.counters.copies(segment);
             conn.unacked_rx += received;
             conn.timers[Timer::Ack as usize].get_or_insert(now + ACK_DELAY);
         }

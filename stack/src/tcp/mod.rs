@@ -142,7 +142,7 @@ impl<L: Link> Tcp<L> {
         let keyed = key(config.seed)?;
         let (mac, vlan) = (link.mac(), config.vlan);
         let stack = Stack::new(link.mtu(), mac, config, keyed);
-        let engine = Engine::new(stack, keyed, link.tx().room());
+        let engine = Engine::new(stack, keyed, link.tx().room(), link.linear_frame_max());
         let lane = Lane { routes, neighbours, mac, vlan };
         Ok(Self { link, lane, engine, now, failed: None, drops: Drops::default() })
     }
@@ -375,7 +375,7 @@ impl<L: Link> Transport for Tcp<L> {
             tx_frames: link.tx_frames,
             rx_bytes: counters.rx_bytes,
             tx_bytes: counters.tx_bytes,
-            copied_in_bytes: counters.rx_bytes + link.rx_linearised_bytes,
+            copied_in_bytes: counters.copied_in_bytes,
             copied_out_bytes: counters.copied_out_bytes,
             retransmits: counters.retransmits,
             syscalls: link.syscalls,

@@ -17,6 +17,11 @@ fn every_mtu_carries_reads_and_writes_over_ipv4_and_ipv6() {
             let report = clean(finish(start_perf(&lane(rig.host()), to, args)));
             assert_eq!(report["transport"], "xdp");
             assert_eq!(report["conditions"]["mtu"], mtu);
+            let copies = if mtu > 3506 { 3.0 } else { 2.0 };
+            for way in ["copies_in", "copies_out"] {
+                let seen = report["counts"][way].as_f64().unwrap();
+                assert!(seen <= copies, "{way} at MTU {mtu}: {report}");
+            }
         }
         let end = target.stop();
         assert_eq!(end["errors"], 0, "{end}");
