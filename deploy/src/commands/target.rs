@@ -31,6 +31,8 @@ const MQES: u16 = 255;
 /// How long to spin after the last work, and how long to sleep at most.
 const SPIN: Duration = Duration::from_micros(50);
 const TICK: Duration = Duration::from_millis(100);
+/// More than the end of all connections may take.
+const END_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Options of `target`.
 #[derive(Args, Clone, Debug)]
@@ -224,6 +226,7 @@ impl Job for Serve<'_> {
         let teller = Teller { args: self.args, path };
         teller.ready(&self.addrs)?;
         serve(&mut target, self.args.lane.poll, &self.stop)?;
+        end(&mut target)?;
         teller.end(&target.stats())
     }
 }
@@ -246,6 +249,21 @@ fn serve<T: Transport>(target: &mut Target<T>, poll: PollMode, stop: &Stop) -> R
         }
     }
     Ok(())
+}
+
+/// Closes all connections, so that hosts need not find out by waiting.
+fn end<T: Transport>(target: &mut Target<T>) -> Result<()> {
+    let started = Instant::monotonic();
+    target.shutdown(started);
+    loop {
+        let now = Instant::monotonic();
+        target.turn(now);
+        target.flush(now);
+        if target.is_shut() || now >= started + END_TIMEOUT {
+            return Ok(());
+        }
+        target.wait(Some(started + END_TIMEOUT), &[]).context("closing connections")?;
+    }
 }
 
 /// Tells a person, or a script, what happens.

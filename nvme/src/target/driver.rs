@@ -4,9 +4,10 @@ use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use moorline_stack::time::earliest;
-use moorline_stack::{Event, Instant, Transport};
+use moorline_stack::{ConnId, Event, Instant, Transport};
 
 use super::core::Core;
 use super::{Subsystem, TargetConfig, TargetStats};
@@ -17,6 +18,8 @@ const TURN_COMMANDS: u32 = 64;
 const TURN_BYTES: usize = 512 << 10;
 /// Descriptors that a wait looks at beside the transport's.
 const WAIT_FDS: usize = 64;
+/// Longest time that a graceful close may take when the target ends.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(200);
 
 /// A target. A turn is [`Target::turn`], then [`Target::flush`], then [`Target::wait`] where it
 /// may sleep.
@@ -24,6 +27,14 @@ const WAIT_FDS: usize = 64;
 pub struct Target<T: Transport> {
     transport: T,
     pub(super) core: Core,
+    shutdown: Option<Shutdown>,
+}
+
+/// The end of a target: what is still open, and until when it may be.
+#[derive(Debug)]
+struct Shutdown {
+    open: Vec<ConnId>,
+    abort_at: Instant,
 }
 
 impl<T: Transport> Target<T> {
@@ -32,7 +43,7 @@ impl<T: Transport> Target<T> {
     /// # Panics
     /// For a configuration outside the ranges that its fields state.
     pub fn new(transport: T, config: TargetConfig) -> Self {
-        Self { transport, core: Core::new(config) }
+        Self { transport, core: Core::new(config), shutdown: None }
     }
 
     /// Adds a subsystem, reachable on all listeners.
@@ -85,10 +96,42 @@ impl<T: Transport> Target<T> {
                 self.transport.abort(now, id);
             }
         }
+        self.abort_late(now);
+    }
+
+    /// Closes all connections, so that hosts notice at once; new ones are turned away. Turns go on
+    /// until [`Target::is_shut`]; what is not closed within 200 ms is aborted.
+    pub fn shutdown(&mut self, now: Instant) {
+        let mut open = Vec::new();
+        for index in 0..self.core.conns.len() as u32 {
+            self.core.remove(index, Some(true));
+        }
+        for (id, _) in self.core.closing.drain(..) {
+            self.transport.close(now, id);
+            open.push(id);
+        }
+        self.shutdown = Some(Shutdown { open, abort_at: now + SHUTDOWN_GRACE });
+    }
+
+    /// Whether [`Target::shutdown`] was called, and no connection is left of it.
+    pub fn is_shut(&self) -> bool {
+        self.shutdown.as_ref().is_some_and(|shutdown| shutdown.open.is_empty())
+    }
+
+    fn abort_late(&mut self, now: Instant) {
+        let Some(shutdown) = &self.shutdown else { return };
+        if now >= shutdown.abort_at {
+            for id in &shutdown.open {
+                self.transport.abort(now, *id);
+            }
+        }
     }
 
     fn event(&mut self, now: Instant, event: Event) {
         match event {
+            Event::Accepted { conn, .. } if self.shutdown.is_some() => {
+                self.transport.abort(now, conn);
+            }
             Event::Accepted { conn, local, peer } => self.core.accepted(now, conn, local, peer),
             Event::Connected(_) => {}
             Event::Readable(id) => {
@@ -108,6 +151,9 @@ impl<T: Transport> Target<T> {
                 }
             }
             Event::Closed(id, why) => {
+                if let Some(shutdown) = &mut self.shutdown {
+                    shutdown.open.retain(|open| *open != id);
+                }
                 if let Some(index) = self.core.index_of(id) {
                     let conn = self.core.conn(index);
                     tracing::debug!(peer = %conn.peer, qid = conn.qid, %why, "connection closed");
@@ -119,7 +165,7 @@ impl<T: Transport> Target<T> {
 
     /// Reads from the next connection that has something, within its budget.
     fn serve_next(&mut self, now: Instant) {
-        let Self { transport, core } = self;
+        let Self { transport, core, .. } = self;
         let Some(index) = core.ready.pop_front() else { return };
         let Some(conn) = core.conns[index as usize].as_deref_mut() else { return };
         conn.in_ready = false;
@@ -147,7 +193,7 @@ impl<T: Transport> Target<T> {
 
     /// Sends for the next connection that has something, as much as there is room for.
     fn transmit_next(&mut self) {
-        let Self { transport, core } = self;
+        let Self { transport, core, .. } = self;
         let Some(index) = core.to_send.pop_front() else { return };
         let Core { conns, pool, .. } = core;
         let Some(conn) = conns[index as usize].as_deref_mut() else { return };
@@ -176,7 +222,8 @@ impl<T: Transport> Target<T> {
         if self.core.is_busy() {
             return Some(Instant::ZERO);
         }
-        earliest(self.transport.poll_timeout(), self.core.next_check())
+        let due = self.shutdown.as_ref().filter(|s| !s.open.is_empty()).map(|s| s.abort_at);
+        earliest(earliest(self.transport.poll_timeout(), self.core.next_check()), due)
     }
 
     /// Sleeps until something arrives, a block device has finished something, one of `also`

@@ -210,3 +210,34 @@ fn zeroes_deallocation_flush_and_idle_keep_alives_work() {
     let stats = pair.target.stats();
     assert_eq!((stats.conns, stats.controllers, stats.fatal), (0, 0, 0));
 }
+
+#[test]
+fn a_target_that_ends_closes_its_connections_and_hosts_notice_at_once() {
+    let mut pair = Pair::new(3, PipeOptions::default(), TargetConfig::default());
+    let ctrl = pair.connect(config());
+    write_and_read(&mut pair, ctrl, 1, 0, 16, 8192);
+    pair.target.shutdown(pair.now);
+    pair.run_for(ms(10));
+    let Some(HostEvent::Failed { failure, .. }) = pair.host.poll_event() else {
+        panic!("the host has not noticed")
+    };
+    assert!(failure.to_string().contains("the target closed the connection"), "{failure}");
+    assert!(pair.target.is_shut());
+    assert_eq!((pair.target.stats().conns, pair.target.transport().conns()), (0, 0));
+    // A host that comes now is turned away.
+    pair.host.connect(pair.now, config()).unwrap();
+    pair.run_for(ms(10));
+    assert_eq!(pair.target.transport().conns(), 0);
+}
+
+#[test]
+fn a_host_that_does_not_close_is_cut_off_when_the_target_ends() {
+    let mut pair = Pair::new(4, PipeOptions::default(), TargetConfig::default());
+    pair.connect(config());
+    pair.target.transport_mut().options_mut().blackhole = true;
+    pair.target.shutdown(pair.now);
+    pair.run_for(ms(199));
+    assert!(!pair.target.is_shut());
+    pair.run_for(ms(2));
+    assert!(pair.target.is_shut());
+}

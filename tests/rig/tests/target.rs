@@ -52,6 +52,11 @@ impl Target {
         self.child.wait().unwrap();
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it in order, and returns what it counted.
     #[track_caller]
     pub fn stop(mut self) -> Value {

@@ -64,6 +64,20 @@ fn a_target_killed_in_mid_io_ends_the_run_with_errors_and_no_hang() {
 }
 
 #[test]
+fn a_target_that_ends_in_mid_io_is_noticed_at_once() {
+    let Some(rig) = rig(1500) else { return };
+    let target = Target::xdp(&rig, "--backend ram:64M");
+    let to = rig.target().xdp_addr(false);
+    let run = start_perf(&lane(rig.host()), to, "--rw randrw --iodepth 8 --runtime 30");
+    thread::sleep(Duration::from_millis(1500));
+    signal(target.pid(), Signal::TERM);
+    let run = finish(run);
+    assert_eq!(run.code, Some(1), "{run:#?}");
+    // Not for lack of acknowledgements: the target said so.
+    assert!(run.stdout.contains("the target closed the connection"), "{run:#?}");
+}
+
+#[test]
 fn ctrl_c_prints_results_and_ends_with_130() {
     let Some(rig) = rig(1500) else { return };
     let _target = Target::xdp(&rig, "--backend ram:64M");
