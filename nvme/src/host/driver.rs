@@ -143,6 +143,11 @@ impl<T: Transport> Host<T> {
 
     /// Takes in what has arrived and what is due. A deadline that passed while we were away is
     /// judged after what had arrived.
+    ///
+    /// Bounded without a budget of its own: the transport tells of each connection a few times a
+    /// turn at most, and shows what its receive buffer holds (`ConnOptions::rx_buffer`, 256 KiB
+    /// by default), all of which is parsed. Nothing arrives in between, and completions are no
+    /// more than the commands under way.
     pub fn turn(&mut self, now: Instant) {
         self.transport.turn(now);
         while let Some(event) = self.transport.poll_event() {

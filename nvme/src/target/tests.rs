@@ -241,3 +241,30 @@ fn a_host_that_does_not_close_is_cut_off_when_the_target_ends() {
     pair.run_for(ms(2));
     assert!(pair.target.is_shut());
 }
+
+#[test]
+fn a_flood_of_commands_is_started_by_64_a_turn_and_others_are_served_beside_it() {
+    let target = TargetConfig { mqes: 255, ..TargetConfig::default() };
+    let mut pair = Pair::new(3, PipeOptions::default(), target);
+    let ctrl = pair.connect(CtrlConfig { io_queues: 2, queue_size: 256, ..config() });
+    pair.run_for(ms(1));
+    for tag in 0..200 {
+        let buf = Some(pair.buf(512, 0));
+        let read = Io { tag, ..io(IoOp::Read, 1, tag, 1, buf) };
+        pair.host.submit(pair.now, ctrl, 0, read).unwrap();
+    }
+    pair.host.submit(pair.now, ctrl, 1, io(IoOp::Flush, 1, 0, 1, None)).unwrap();
+    pair.host.flush(pair.now);
+    // All of it has arrived when the target's next turn begins.
+    pair.now += PipeOptions::default().delay;
+    let mut turns = Vec::new();
+    while turns.iter().map(|&(reads, _)| reads).sum::<u64>() < 200 {
+        assert!(turns.len() < 10, "{turns:?}");
+        let before = pair.target.stats();
+        pair.target.turn(pair.now);
+        pair.target.flush(pair.now);
+        let after = pair.target.stats();
+        turns.push((after.reads - before.reads, after.other_ios - before.other_ios));
+    }
+    assert_eq!(turns, [(64, 1), (64, 0), (64, 0), (8, 0)]);
+}
