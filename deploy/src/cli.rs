@@ -26,8 +26,16 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Read and write a target, and measure it.
+    #[command(
+        after_help = "Example, in the network of `moorline rig up`, with a target there:\n  \
+        moorline perf --netns moorline-host --dev h0 --addr 10.99.0.11/24 -a 10.99.0.12 \\\n      \
+        --rw randwrite --bs 4k --iodepth 32 --verify"
+    )]
     Perf(perf::PerfArgs),
     /// Serve files or memory as an NVMe/TCP target.
+    #[command(after_help = "Example, in the network of `moorline rig up`:\n  \
+        moorline target --netns moorline-target --dev t0 --addr 10.99.0.12/24 \\\n      \
+        --backend file:/tmp/disk:1G")]
     Target(target::TargetArgs),
     /// List the subsystems that a discovery controller knows.
     Discover(discover::DiscoverArgs),

@@ -4,6 +4,8 @@
 
 use std::io;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+
 use anyhow::{Context, Result, bail, ensure};
 use moorline_stack::kernel::KernelSockets;
 use moorline_stack::lane::{LaneOptions, Mode};
@@ -12,7 +14,7 @@ use moorline_stack::link::xdp::XdpLink;
 use moorline_stack::tcp::{Tcp, TcpConfig};
 use moorline_stack::{Instant, Link, Transport, route};
 
-use crate::cli::{LaneArgs, XdpMode};
+use crate::cli::{Cidr, LaneArgs, XdpMode};
 use crate::perf::report::TransportKind;
 
 /// Connections that kernel sockets hold at once; our own stack has limits of its own.
@@ -112,6 +114,12 @@ fn open_lane(lane: &LaneArgs) -> Result<XdpLink> {
     if let Err(why) = moorline_rig::has_capabilities(&["CAP_NET_ADMIN", "CAP_NET_RAW"]) {
         bail!("AF_XDP needs {why}: run as root (sudo); --transport kernel needs no privileges");
     }
+    if let Some(Cidr { addr, .. }) = lane.addr.iter().find(|cidr| kernel_has(cidr.addr)) {
+        bail!(
+            "--addr {addr} is the kernel's in this network namespace: choose one that is free, or \
+             use --transport kernel"
+        );
+    }
     let addrs: Vec<_> = lane.addr.iter().map(|cidr| cidr.addr).collect();
     let mut options = LaneOptions::new(dev, &addrs);
     options.mode = match lane.xdp_mode {
@@ -122,6 +130,18 @@ fn open_lane(lane: &LaneArgs) -> Result<XdpLink> {
     options.vlan = lane.vlan;
     options.socket.queue = lane.queue;
     Ok(moorline_stack::lane::open(&options)?)
+}
+
+/// Whether the kernel has `addr` in the calling thread's network namespace; who has it answers
+/// for it, and it cannot be our stack's as well.
+pub fn kernel_has(addr: IpAddr) -> bool {
+    let binds = |addr: IpAddr| UdpSocket::bind((addr, 0)).is_ok();
+    // Nobody's, by RFC 5737 and 3849: where it binds (`ip_nonlocal_bind`), binding tells nothing.
+    let nobodys: IpAddr = match addr {
+        IpAddr::V4(_) => Ipv4Addr::new(192, 0, 2, 1).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+    };
+    binds(addr) && !binds(nobodys)
 }
 
 fn on_kernel<J: Job>(job: J) -> Result<J::Out> {

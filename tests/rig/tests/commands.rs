@@ -192,3 +192,17 @@ fn ip(args: &str) {
     let status = Command::new("ip").args(args.split_whitespace()).status().unwrap();
     assert!(status.success(), "ip {args}");
 }
+
+#[test]
+fn an_address_that_the_kernel_has_is_refused() {
+    let Some(rig) = rig(1500) else { return };
+    let (end, kernels) = (rig.host(), rig.host().kernel_addr(false));
+    let place = format!("--netns {} --dev {} --addr", end.netns(), end.dev());
+    let to = rig.target().xdp_addr(false);
+    moorline(&format!("identify -a {to} {place} {kernels}/24")).failed(2, "is the kernel's");
+    let doctor = moorline(&format!("doctor {place} {kernels}/24"));
+    assert!(doctor.stdout.contains(&format!("{kernels} is the kernel's")), "{doctor:#?}");
+    assert_eq!(doctor.code, Some(1));
+    let free = moorline(&format!("doctor {place} {}/24", end.xdp_addr(false)));
+    assert!(free.stdout.contains("is not the kernel's"), "{free:#?}");
+}

@@ -3,6 +3,7 @@
 //! Asked through `ip` and `ethtool`, which look at the namespace of the thread that starts them;
 //! `/sys` would not.
 
+use std::net::IpAddr;
 use std::process::Command;
 use std::thread;
 
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use super::Check;
+use crate::stackup::kernel_has;
 
 /// Largest MTU whose frames fit one buffer everywhere: a page of 4096 less 256 of headroom, 320
 /// that native XDP keeps at its end (`skb_shared_info`), and 14 of Ethernet header.
@@ -60,6 +62,18 @@ pub(super) fn checks(
         checks.extend(veth_peer(netns, &device, peer));
     }
     Ok(checks)
+}
+
+/// Whether an address is free for our stack.
+pub(super) fn address(netns: Option<&str>, addr: IpAddr) -> Result<Check> {
+    Ok(match inside(netns, || kernel_has(addr))? {
+        false => Check::ok("--addr", format!("{addr} is not the kernel's")),
+        true => Check::fail(
+            "--addr",
+            format!("{addr} is the kernel's"),
+            "choose one that is free, or use --transport kernel",
+        ),
+    })
 }
 
 /// Runs `f` on a thread inside the namespace.

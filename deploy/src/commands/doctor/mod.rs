@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
+use crate::cli::Cidr;
 use crate::exit::Exit;
 use crate::out;
 use crate::perf::report::{SCHEMA, VERSION};
@@ -18,6 +19,9 @@ pub struct DoctorArgs {
     /// Network interface to look at.
     #[arg(long, value_name = "IFNAME")]
     dev: Option<String>,
+    /// Address meant for our own stack, to look whether it is free; repeatable.
+    #[arg(long, value_name = "IP/PREFIX")]
+    addr: Vec<Cidr>,
     /// Network namespace of the interface.
     #[arg(long, value_name = "NAME")]
     netns: Option<String>,
@@ -93,6 +97,9 @@ pub fn run(args: DoctorArgs) -> Result<Exit> {
     if let Some(dev) = &args.dev {
         let peer = args.peer.as_deref().zip(args.peer_netns.as_deref());
         checks.extend(device::checks(args.netns.as_deref(), dev, peer)?);
+    }
+    for cidr in &args.addr {
+        checks.push(device::address(args.netns.as_deref(), cidr.addr)?);
     }
     let failed = checks.iter().any(|check| check.result == Level::Fail);
     if args.json {
