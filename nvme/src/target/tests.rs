@@ -268,3 +268,35 @@ fn a_flood_of_commands_is_started_by_64_a_turn_and_others_are_served_beside_it()
     }
     assert_eq!(turns, [(64, 1), (64, 0), (64, 0), (8, 0)]);
 }
+
+#[test]
+fn a_connection_brings_512_kib_a_turn_at_most() {
+    let mut target = TargetConfig {
+        in_capsule_bytes: 64 << 10,
+        in_capsule_buffers: 16,
+        ..TargetConfig::default()
+    };
+    target.listen.conn.rx_buffer = 1 << 20;
+    let mut pair = Pair::new(4, PipeOptions::default(), target);
+    let mut config = config();
+    config.conn.tx_buffer = 1 << 20;
+    let ctrl = pair.connect(config);
+    pair.run_for(ms(1));
+    for tag in 0..12 {
+        let buf = Some(pair.buf(64 << 10, 1));
+        let write = Io { tag, ..io(IoOp::Write { fua: false }, 1, tag * 128, 128, buf) };
+        pair.host.submit(pair.now, ctrl, 0, write).unwrap();
+    }
+    pair.host.flush(pair.now);
+    pair.now += PipeOptions::default().delay;
+    let mut turns = Vec::new();
+    while turns.iter().sum::<u64>() < 12 {
+        assert!(turns.len() < 10, "{turns:?}");
+        let before = pair.target.stats().writes;
+        pair.target.turn(pair.now);
+        pair.target.flush(pair.now);
+        turns.push(pair.target.stats().writes - before);
+    }
+    // The headers do not fit beside the eighth's data.
+    assert_eq!(turns, [7, 5]);
+}
