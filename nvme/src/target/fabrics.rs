@@ -95,7 +95,8 @@ impl Core {
             Err((status, result)) => {
                 let Self { conns, pool, .. } = self;
                 let conn = conns[index as usize].as_deref_mut().expect("it has just told us");
-                tracing::warn!(peer = %conn.peer, qid = connect.qid, %status, result, "Connect refused");
+                let (peer, qid) = (conn.peer, connect.qid);
+                tracing::warn!(%peer, qid, %status, result, "Connect refused");
                 conn.complete(pool, slot, status, result);
             }
         }
