@@ -35,8 +35,6 @@ const LOST: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Answers that may wait for room, at the server.
 const WAITING_MAX: usize = 1024;
-/// Turns without a frame after which a batch is sent that is not full.
-const IDLE_TURNS: u8 = 4;
 /// Bytes of an answer, at most.
 const ANSWER_MAX: usize = 4 << 20;
 
@@ -87,8 +85,6 @@ struct Header {
     last: bool,
     /// Bytes that the leg is to be answered with.
     answer: u32,
-    /// Legs that are worth a wakeup.
-    batch: u16,
 }
 
 impl Header {
@@ -98,7 +94,6 @@ impl Header {
         bytes[4] = self.leg;
         bytes[5] = u8::from(self.last);
         bytes[6..10].copy_from_slice(&self.answer.to_be_bytes());
-        bytes[10..12].copy_from_slice(&self.batch.to_be_bytes());
     }
 
     /// That of a frame, and who sent it; `None` if it is not one of ours.
@@ -117,7 +112,6 @@ impl Header {
             leg: ours[4],
             last: ours[5] != 0,
             answer: u32::from_be_bytes(*ours[6..].first_chunk()?),
-            batch: u16::from_be_bytes([ours[10], ours[11]]),
         };
         Some((header, Addr { mac, ip }))
     }
@@ -162,45 +156,17 @@ fn write_frame(frame: &mut [u8], from: Addr, to: Addr, header: Header) {
     header.write(&mut frame[OURS..]);
 }
 
-/// When a wakeup is worth its price: a batch is full, or nothing more comes. A faster loop would
-/// otherwise pay for more wakeups with the time that it gained, and be no floor.
-#[derive(Clone, Copy, Debug, Default)]
-struct Batch {
-    legs: u16,
-    idle_turns: u8,
-}
-
-impl Batch {
-    /// Notes a leg that is to be sent.
-    const fn add(&mut self) {
-        self.legs = self.legs.saturating_add(1);
-    }
-
-    /// At the end of a turn: whether to send.
-    const fn is_due(&mut self, received: usize, full: u16) -> bool {
-        self.idle_turns = if received > 0 { 0 } else { self.idle_turns.saturating_add(1) };
-        if self.legs < full && self.idle_turns < IDLE_TURNS {
-            return false;
-        }
-        *self = Self { legs: 0, idle_turns: self.idle_turns };
-        true
-    }
-}
-
 /// The echo server: call [`Server::turn`] until it is to end.
 #[derive(Debug)]
 pub struct Server {
     ip: Ipv4Addr,
     waiting: VecDeque<Sending>,
-    batch: Batch,
-    full: u16,
 }
 
 impl Server {
     /// One that answers as `ip`.
     pub fn new(ip: Ipv4Addr) -> Self {
-        let waiting = VecDeque::with_capacity(WAITING_MAX);
-        Self { ip, waiting, batch: Batch::default(), full: 1 }
+        Self { ip, waiting: VecDeque::with_capacity(WAITING_MAX) }
     }
 
     /// One turn; returns whether anything was received.
@@ -210,14 +176,12 @@ impl Server {
     pub fn turn<L: Link>(&mut self, link: &mut L, now: Instant) -> Result<bool> {
         let (mac, mtu) = (link.mac(), link.mtu());
         let from = Addr { mac, ip: self.ip };
-        let Self { waiting, batch, full, .. } = self;
+        let waiting = &mut self.waiting;
         let received = link.receive(now, BUDGET, &mut |frame, tx| {
             let Some((header, to)) = Header::parse(frame) else { return };
             if !header.last || header.answer as usize > ANSWER_MAX {
                 return;
             }
-            batch.add();
-            *full = header.batch;
             let cut = Cut::new(header.answer as usize, mtu);
             let header = Header { leg: header.leg.wrapping_add(1), answer: 0, ..header };
             let mut sending = Sending { cut, header, to };
@@ -227,9 +191,7 @@ impl Server {
             }
         });
         drain(waiting, link.tx(), from);
-        if batch.is_due(received, *full) || link.tx().room() == 0 {
-            link.flush(now)?;
-        }
+        link.flush(now)?;
         Ok(received > 0)
     }
 
@@ -274,7 +236,6 @@ pub struct Client {
     legs: Vec<usize>,
     slots: Vec<Slot>,
     waiting: VecDeque<Sending>,
-    batch: Batch,
     next_check: Instant,
     nanos: Histogram<u64>,
     lost: u64,
@@ -302,7 +263,6 @@ impl Client {
             legs: exchange.legs().to_vec(),
             slots: vec![Slot { generation: 0, leg: 0, frames: 0, since: now }; depth],
             waiting: VecDeque::with_capacity(depth + 1),
-            batch: Batch::default(),
             next_check: now + LOST,
             nanos: Histogram::new_with_bounds(1, 60_000_000_000, 3)?,
             lost: 0,
@@ -311,11 +271,6 @@ impl Client {
             this.begin(now, slot);
         }
         Ok(this)
-    }
-
-    /// Legs that make a batch: alone, each goes at once.
-    fn full(&self) -> u16 {
-        (self.slots.len() / 4).max(1) as u16
     }
 
     /// Begins an exchange in a slot.
@@ -338,9 +293,7 @@ impl Client {
             leg,
             last: false,
             answer: answer as u32,
-            batch: self.full(),
         };
-        self.batch.add();
         let cut = Cut::new(self.legs[usize::from(leg)], self.mtu);
         self.waiting.push_back(Sending { cut, header, to: self.to });
     }
@@ -350,14 +303,12 @@ impl Client {
     /// # Errors
     /// The link's.
     pub fn turn<L: Link>(&mut self, link: &mut L, now: Instant) -> Result<()> {
-        let received = link.receive(now, BUDGET, &mut |frame, _| self.take(now, frame));
+        link.receive(now, BUDGET, &mut |frame, _| self.take(now, frame));
         if now >= self.next_check {
             self.restart_lost(now);
         }
         drain(&mut self.waiting, link.tx(), self.from);
-        if self.batch.is_due(received, self.full()) || link.tx().room() == 0 {
-            link.flush(now)?;
-        }
+        link.flush(now)?;
         Ok(())
     }
 
@@ -450,8 +401,7 @@ mod tests {
     fn a_frame_says_who_sent_it_and_what_it_wants() {
         let from = Addr { mac: [2, 0, 0, 0, 0, 1], ip: Ipv4Addr::new(10, 99, 0, 11) };
         let to = Addr { mac: [2, 0, 0, 0, 0, 2], ip: Ipv4Addr::new(10, 99, 0, 12) };
-        let header =
-            Header { slot: 300, generation: 7, leg: 2, last: true, answer: 4120, batch: 8 };
+        let header = Header { slot: 300, generation: 7, leg: 2, last: true, answer: 4120 };
         let mut frame = vec![0xff; 126];
         write_frame(&mut frame, from, to, header);
         assert_eq!(Header::parse(&frame), Some((header, from)));
@@ -481,18 +431,6 @@ mod tests {
         }
         let frames = near.stats().rx_frames + near.stats().tx_frames;
         (client, frames)
-    }
-
-    #[test]
-    fn a_batch_is_due_when_full_or_when_nothing_more_comes() {
-        let mut batch = Batch::default();
-        batch.add();
-        assert!(!batch.is_due(1, 2));
-        batch.add();
-        assert!(batch.is_due(1, 2));
-        batch.add();
-        let due: Vec<bool> = (0..4).map(|_| batch.is_due(0, 2)).collect();
-        assert_eq!(due, [false, false, false, true]);
     }
 
     #[test]
