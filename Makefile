@@ -13,8 +13,9 @@ demo: build ## our host reads and writes our target over AF_XDP, beside kernel s
 	@mkdir -p target
 	$(MOORLINE) perf --rig --demo --json target/demo.json
 
-bench: build ## the same with more rounds, for figures to compare
+bench: build ## what our code costs per read, then the demo with more rounds
 	@mkdir -p target
+	$(CARGO) run --release -p moorline-nvme --example own_cost
 	$(MOORLINE) perf --rig --demo --rounds 11 --json target/bench.json
 
 test: deps cargo ## all tests; with MOORLINE_REQUIRE_RIG=1 those that need root fail instead of skipping
