@@ -35,6 +35,17 @@ pub fn text(what: &str) -> Result<()> {
     write(&mut io::stdout().lock(), format_args!("{what}"))
 }
 
+/// Takes a closed output for a written one: where the exit code tells more than the text does.
+///
+/// # Errors
+/// All others.
+pub fn unless_closed(written: Result<()>) -> Result<()> {
+    match written {
+        Err(error) if error.is::<Closed>() => Ok(()),
+        written => written,
+    }
+}
+
 /// Tells a person something beside the results; where nobody reads it, nobody misses it.
 pub fn note(what: Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{what}");
@@ -69,5 +80,11 @@ mod tests {
         assert!(gone.is::<Closed>());
         let full = write(&mut Fails(ErrorKind::StorageFull), format_args!("x")).unwrap_err();
         assert!(!full.is::<Closed>());
+    }
+
+    #[test]
+    fn a_closed_output_is_forgiven_and_nothing_else() {
+        assert!(unless_closed(Err(Closed.into())).is_ok());
+        assert!(unless_closed(Err(anyhow::anyhow!("disk full"))).is_err());
     }
 }

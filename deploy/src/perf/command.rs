@@ -197,11 +197,16 @@ fn report(args: &PerfArgs, runs: Vec<Run>, ratios: Vec<Ratio>, stop: &Stop) -> R
     }
     let exit = exit(&runs, stop);
     let report = comparison(runs, ratios, Vec::new());
+    out::unless_closed(publish(args, &report))?;
+    Ok(exit)
+}
+
+fn publish(args: &PerfArgs, report: &Comparison) -> Result<()> {
     // First the file: the reader of the text may not read it all.
     if let Some(to) = &args.json {
         match report.runs.as_slice() {
             [run] if report.ratios.is_empty() => write_json(run, to)?,
-            _ => write_json(&report, to)?,
+            _ => write_json(report, to)?,
         }
     }
     if args.json.as_deref() != Some("-") {
@@ -222,7 +227,7 @@ fn report(args: &PerfArgs, runs: Vec<Run>, ratios: Vec<Ratio>, stop: &Stop) -> R
             ))?;
         }
     }
-    Ok(exit)
+    Ok(())
 }
 
 /// Several runs as one report.

@@ -13,7 +13,7 @@ use moorline_rig::{Rig, RigSpec};
 use super::command::{BOTH, comparison, exit, on_rig_once, target_spec, unless_stopped};
 use super::compare::{Sample, Subject, ratio};
 use super::exchange::Exchange;
-use super::report::{Ratio, Run, TransportKind, write_json};
+use super::report::{Comparison, Ratio, Run, TransportKind, write_json};
 use super::rigged::{FloorCase, plain_floors, raw_floors};
 use super::table;
 use super::workload::{Rw, Workload};
@@ -141,18 +141,23 @@ pub fn run(args: &PerfArgs, stop: &Stop) -> Result<Exit> {
     if let Some(dir) = std::path::Path::new(to).parent().filter(|_| to != "-") {
         std::fs::create_dir_all(dir).with_context(|| format!("directory of {to}"))?;
     }
-    // First the file: the reader of the table may not read it all.
     let report = comparison(runs, ratios, table::shared_conditions());
-    write_json(&report, to)?;
-    if to != "-" {
-        for rows in &rows {
-            out::text(&table::comparison(rows))?;
-        }
-        out::text(&table::goals(&rows.concat()))?;
-        out::text(&table::conditions(&report.runs))?;
-        out::line(format_args!("\nAll runs and ratios: {to}"))?;
-    }
+    out::unless_closed(publish(&report, &rows, to))?;
     Ok(code)
+}
+
+fn publish(report: &Comparison, rows: &[Vec<Row>], to: &str) -> Result<()> {
+    // First the file: the reader of the table may not read it all.
+    write_json(report, to)?;
+    if to == "-" {
+        return Ok(());
+    }
+    for rows in rows {
+        out::text(&table::comparison(rows))?;
+    }
+    out::text(&table::goals(&rows.concat()))?;
+    out::text(&table::conditions(&report.runs))?;
+    out::line(format_args!("\nAll runs and ratios: {to}"))
 }
 
 fn floor_case(workload: &Workload) -> FloorCase {
