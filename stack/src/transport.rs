@@ -156,6 +156,14 @@ pub struct ConnOptions {
     pub clock_factor: u32,
 }
 
+impl ConnOptions {
+    /// The ack timeout that an exponent stands for, as SPDK's `transport_ack_timeout` does: 2ⁿ ms,
+    /// n above 31 being 31. 0 is `None`: our own default, never a kernel's.
+    pub fn ack_timeout_of_exp(n: u8) -> Option<Duration> {
+        (n > 0).then(|| Duration::from_millis(1 << n.min(31)))
+    }
+}
+
 impl Default for ConnOptions {
     fn default() -> Self {
         Self {
@@ -284,6 +292,13 @@ pub struct TransportStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ack_timeout_is_a_power_of_two_milliseconds() {
+        assert_eq!(ConnOptions::ack_timeout_of_exp(0), None);
+        let of_exp = |n| ConnOptions::ack_timeout_of_exp(n).unwrap().as_millis();
+        assert_eq!([of_exp(1), of_exp(12), of_exp(31), of_exp(99)], [2, 4096, 1 << 31, 1 << 31]);
+    }
 
     #[test]
     fn an_end_is_told_in_words() {

@@ -14,6 +14,7 @@ mod failure;
 mod fake;
 mod info;
 mod io;
+mod lint;
 mod qpair;
 mod table;
 #[cfg(test)]
@@ -25,3 +26,4 @@ pub use driver::Host;
 pub use failure::{Cause, Failure, Stage};
 pub use info::{Info, NamespaceInfo};
 pub use io::{AdminCommand, AdminDone, CtrlId, HostEvent, Io, IoDone, IoOp};
+pub use lint::{LintError, Named};
