@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use moorline_nvme::host::CtrlConfig;
+use moorline_stack::transport::ConnOptions;
 
 use crate::commands::{discover, doctor, floor, identify, perf, rig, target};
 use crate::exit::Exit;
@@ -120,9 +122,48 @@ pub struct HostArgs {
     /// CRC32C over data.
     #[arg(long)]
     pub data_digest: bool,
-    /// Time limit for the whole connect, all stages.
+    /// When each wait ends.
+    #[command(flatten)]
+    pub timeouts: TimeoutArgs,
+}
+
+/// When each wait ends. A time is a number of seconds, or has a unit: 500ms, 3s, 2m.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Timeouts")]
+pub struct TimeoutArgs {
+    /// Longest time for the whole connect: TCP, ICReq, Connect, enable, identify, I/O queues. Each
+    /// stage has its own limit too (TCP 1s, ICResp 1s, Connect 2s), lowered to this if need be.
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "3s")]
     pub connect_tmo: Duration,
+    /// Longest time that sent data may stay unacknowledged, as 2^N ms: 12 is 4096 ms. This finds a
+    /// path that fell silent under load; without load, keep alive does. 0 is our default of 3 s.
+    /// SPDK calls it transport_ack_timeout, Linux TCP_USER_TIMEOUT.
+    #[arg(long, value_name = "N", default_value_t = 0,
+          value_parser = clap::value_parser!(u8).range(0..=31))]
+    pub ack_timeout_exp: u8,
+    /// Longest time for one I/O command. The controller is given up when it passes, so leave a
+    /// slow disk its time.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
+    pub io_timeout: Duration,
+    /// Longest time for one admin command, those of the bring-up among them.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10s")]
+    pub admin_timeout: Duration,
+}
+
+impl TimeoutArgs {
+    /// Sets these timeouts, and checks that all that `config` has can work together.
+    ///
+    /// # Errors
+    /// The rule that they break, with both values.
+    pub fn apply(&self, config: &mut CtrlConfig) -> Result<()> {
+        config.limit_connect(self.connect_tmo);
+        config.timeouts.io = self.io_timeout;
+        config.timeouts.admin = self.admin_timeout;
+        if let Some(ack_timeout) = ConnOptions::ack_timeout_of_exp(self.ack_timeout_exp) {
+            config.conn.ack_timeout = ack_timeout;
+        }
+        config.lint().context("these timeouts cannot work together")
+    }
 }
 
 /// What our end of the network is.
@@ -200,6 +241,48 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// The timeouts that a command line asks for, or why they cannot be.
+    fn timeouts(args: &[&str]) -> Result<CtrlConfig, String> {
+        #[derive(Parser)]
+        struct Only {
+            #[command(flatten)]
+            timeouts: TimeoutArgs,
+        }
+        let only = Only::try_parse_from([&["x"], args].concat()).map_err(|e| e.to_string())?;
+        let mut config = CtrlConfig::new("10.0.0.2:4420".parse().unwrap(), "nqn.2026-01.x:y");
+        only.timeouts.apply(&mut config).map_err(|e| format!("{e:#}"))?;
+        Ok(config)
+    }
+
+    #[test]
+    fn no_timeout_given_is_every_default() {
+        let config = timeouts(&[]).unwrap();
+        let default = CtrlConfig::new(config.addr, "nqn.2026-01.x:y");
+        assert_eq!(config.timeouts, default.timeouts);
+        assert_eq!(config.conn.ack_timeout, default.conn.ack_timeout);
+        assert_eq!(config.conn.connect_timeout, default.conn.connect_timeout);
+    }
+
+    #[test]
+    fn timeouts_are_taken_as_spdk_and_fio_write_them() {
+        let given = ["--ack-timeout-exp", "12", "--io-timeout", "500ms", "--admin-timeout", "4"];
+        let config = timeouts(&given).unwrap();
+        assert_eq!(config.conn.ack_timeout, Duration::from_millis(4096));
+        assert_eq!(config.timeouts.io, Duration::from_millis(500));
+        assert_eq!(config.timeouts.admin, Duration::from_secs(4));
+        let config = timeouts(&["--connect-tmo", "400ms"]).unwrap();
+        assert_eq!(config.timeouts.icresp, Duration::from_millis(400), "no stage is longer");
+    }
+
+    #[test]
+    fn timeouts_that_cannot_work_are_refused_by_the_rule_they_break() {
+        let short = timeouts(&["--ack-timeout-exp", "3"]).unwrap_err();
+        assert!(short.contains("ack timeout of 8ms is below 20ms"), "{short}");
+        let zero = timeouts(&["--io-timeout", "0"]).unwrap_err();
+        assert!(zero.contains("I/O timeout of 0ns is below 1ms"), "{zero}");
+        assert!(timeouts(&["--ack-timeout-exp", "32"]).is_err());
     }
 
     #[test]

@@ -134,7 +134,7 @@ fn choose(nqn: Option<&str>, id: Option<&str>, made_of: Option<&str>) -> Result<
 /// How a controller is to be reached, as the command line says.
 ///
 /// # Errors
-/// When the subsystem's NQN is malformed.
+/// When the subsystem's NQN is malformed, or the timeouts cannot work together.
 pub fn ctrl_config(args: &HostArgs, addr: SocketAddr, nqn: &str) -> Result<CtrlConfig> {
     ensure!(
         nqn.starts_with("nqn.") && nqn.len() <= NQN_BYTES_MAX,
@@ -146,7 +146,7 @@ pub fn ctrl_config(args: &HostArgs, addr: SocketAddr, nqn: &str) -> Result<CtrlC
     config.kato = Duration::from_secs(args.keep_alive_tmo.into());
     config.hdgst = args.hdr_digest;
     config.ddgst = args.data_digest;
-    config.timeouts.connect_total = args.connect_tmo;
+    args.timeouts.apply(&mut config)?;
     Ok(config)
 }
 

@@ -123,7 +123,7 @@ impl Job for Ask<'_> {
         let mut config = CtrlConfig::discovery(addr);
         config.hdgst = self.args.host.hdr_digest;
         config.ddgst = self.args.host.data_digest;
-        config.timeouts.connect_total = self.args.host.connect_tmo;
+        self.args.host.timeouts.apply(&mut config)?;
         let mut session = Session::open(transport, identity, config, self.stop)?;
         let entries = read_log(&mut session);
         session.close();
