@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use moorline_nvme::host::CtrlConfig;
 use moorline_nvme::limits::NQN_BYTES_MAX;
+use moorline_stack::transport::ConnOptions;
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -29,8 +30,6 @@ const PORT: u16 = 4420;
 const CONTROLLERS_MAX: usize = 4096;
 /// Longest name of a controller.
 const NAME_MAX: usize = 64;
-/// Largest `ack_timeout_exp`: 2^20 ms is a quarter of an hour.
-const ACK_EXP_MAX: u32 = 20;
 
 /// What a file says, checked.
 #[derive(Clone, Debug)]
@@ -297,7 +296,7 @@ pub struct Settings {
     pub tcp_connect_tmo: Option<Time>,
     /// Sent data may stay unacknowledged for 2^n ms; 0: our default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ack_timeout_exp: Option<u32>,
+    pub ack_timeout_exp: Option<u8>,
     /// An I/O command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub io_timeout: Option<Time>,
@@ -343,10 +342,35 @@ impl Settings {
             "nqn {nqn:?}: it starts with \"nqn.\" and has at most {NQN_BYTES_MAX} characters"
         );
         let mut config = CtrlConfig::new(SocketAddr::new(traddr, port), nqn);
-        for settings in [defaults, self] {
-            settings.apply(&mut config)?;
-        }
+        self.over(defaults).apply(&mut config)?;
         Ok(config)
+    }
+
+    /// These settings, and where they say nothing, `defaults`.
+    fn over(&self, defaults: &Self) -> Self {
+        Self {
+            name: self.name.clone(),
+            traddr: self.traddr,
+            nqn: self.nqn.clone(),
+            trsvcid: self.trsvcid.or(defaults.trsvcid),
+            nr_io_queues: self.nr_io_queues.or(defaults.nr_io_queues),
+            queue_size: self.queue_size.or(defaults.queue_size),
+            keep_alive_tmo: self.keep_alive_tmo.or(defaults.keep_alive_tmo),
+            hdr_digest: self.hdr_digest.or(defaults.hdr_digest),
+            data_digest: self.data_digest.or(defaults.data_digest),
+            rx_buffer: self.rx_buffer.or(defaults.rx_buffer),
+            tx_buffer: self.tx_buffer.or(defaults.tx_buffer),
+            connect_tmo: self.connect_tmo.or(defaults.connect_tmo),
+            tcp_connect_tmo: self.tcp_connect_tmo.or(defaults.tcp_connect_tmo),
+            ack_timeout_exp: self.ack_timeout_exp.or(defaults.ack_timeout_exp),
+            io_timeout: self.io_timeout.or(defaults.io_timeout),
+            admin_timeout: self.admin_timeout.or(defaults.admin_timeout),
+            reconnect_delay_min: self.reconnect_delay_min.or(defaults.reconnect_delay_min),
+            reconnect_delay_max: self.reconnect_delay_max.or(defaults.reconnect_delay_max),
+            probe_interval: self.probe_interval.or(defaults.probe_interval),
+            probe_timeout: self.probe_timeout.or(defaults.probe_timeout),
+            ctrl_loss_tmo: self.ctrl_loss_tmo.or(defaults.ctrl_loss_tmo),
+        }
     }
 
     /// Sets what these settings name.
@@ -372,17 +396,16 @@ impl Settings {
         config.hdgst = self.hdr_digest.unwrap_or(config.hdgst);
         config.ddgst = self.data_digest.unwrap_or(config.ddgst);
         set(&mut config.kato, self.keep_alive_tmo);
-        set(&mut config.timeouts.connect_total, self.connect_tmo);
+        if let Some(Time(total)) = self.connect_tmo {
+            config.limit_connect(total);
+        }
         set(&mut config.timeouts.io, self.io_timeout);
         set(&mut config.timeouts.admin, self.admin_timeout);
         set(&mut config.conn.connect_timeout, self.tcp_connect_tmo);
-        match self.ack_timeout_exp {
-            None | Some(0) => {}
-            Some(exp) if exp <= ACK_EXP_MAX => {
-                config.conn.ack_timeout = Duration::from_millis(1 << exp);
-            }
-            Some(exp) => bail!("ack_timeout_exp {exp}: it is 0 to {ACK_EXP_MAX} (2^n ms)"),
+        if let Some(timeout) = self.ack_timeout_exp.and_then(ConnOptions::ack_timeout_of_exp) {
+            config.conn.ack_timeout = timeout;
         }
+        config.lint()?;
         Ok(())
     }
 
@@ -488,7 +511,7 @@ ctrl_loss_tmo = "forever"
             ("nqn = \"nqn.x\"\nnr_io_queues = 129", "1 to 128"),
             ("nqn = \"nqn.x\"\nqueue_size = 1", "2 to 1024"),
             ("nqn = \"nqn.x\"\nrx_buffer = 1", "16 KiB"),
-            ("nqn = \"nqn.x\"\nack_timeout_exp = 21", "0 to 20"),
+            ("nqn = \"nqn.x\"\nack_timeout_exp = 1", "ack timeout of 2ms"),
             ("nqn = \"nqn.x\"\ntrsvcid = 0", "port 0"),
         ] {
             let text = controller(lines);

@@ -488,7 +488,7 @@ mod tests {
         bench.turns(100);
         assert_eq!((bench.answers.asked, bench.clients()), (1, 1));
         assert_eq!(bench.server.poll_timeout(), Some(bench.now + EVICT_AFTER));
-        bench.now = bench.now + EVICT_AFTER;
+        bench.now += EVICT_AFTER;
         bench.turns(1);
         assert_eq!(bench.clients(), 0);
         assert_eq!(bench.server.poll_timeout(), None);
