@@ -129,24 +129,26 @@ pub struct HostArgs {
 
 /// When each wait ends. A time is a number of seconds, or has a unit: 500ms, 3s, 2m.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Timeouts")]
 pub struct TimeoutArgs {
     /// Longest time for the whole connect: TCP, ICReq, Connect, enable, identify, I/O queues. Each
     /// stage has its own limit too (TCP 1s, ICResp 1s, Connect 2s), lowered to this if need be.
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "3s")]
+    #[arg(long, help_heading = "Timeouts", value_name = "TIME",
+          value_parser = parse_duration, default_value = "3s")]
     pub connect_tmo: Duration,
     /// Longest time that sent data may stay unacknowledged, as 2^N ms: 12 is 4096 ms. This finds a
     /// path that fell silent under load; without load, keep alive does. 0 is our default of 3 s.
     /// SPDK calls it transport_ack_timeout, Linux TCP_USER_TIMEOUT.
-    #[arg(long, value_name = "N", default_value_t = 0,
+    #[arg(long, help_heading = "Timeouts", value_name = "N", default_value_t = 0,
           value_parser = clap::value_parser!(u8).range(0..=31))]
     pub ack_timeout_exp: u8,
     /// Longest time for one I/O command. The controller is given up when it passes, so leave a
     /// slow disk its time.
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
+    #[arg(long, help_heading = "Timeouts", value_name = "TIME",
+          value_parser = parse_duration, default_value = "30s")]
     pub io_timeout: Duration,
     /// Longest time for one admin command, those of the bring-up among them.
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10s")]
+    #[arg(long, help_heading = "Timeouts", value_name = "TIME",
+          value_parser = parse_duration, default_value = "10s")]
     pub admin_timeout: Duration,
 }
 
