@@ -35,6 +35,7 @@ impl<T: Transport> Session<T> {
             controllers: 1,
             io_queues: config.io_queues.max(1),
             queue_size: config.queue_size,
+            ..HostLimits::default()
         };
         let mut host = Host::new(transport, identity, limits);
         let ctrl = host.connect(Instant::monotonic(), config)?;
@@ -43,7 +44,7 @@ impl<T: Transport> Session<T> {
             HostEvent::Live { .. } => Some(Ok(())),
             HostEvent::Failed { failure, .. } => Some(Err(anyhow!(failure))),
             HostEvent::Closed { .. } => Some(Err(anyhow!("the controller was closed"))),
-            HostEvent::Aen { .. } => None,
+            HostEvent::Disconnected { .. } | HostEvent::Aen { .. } => None,
         })??;
         Ok(session)
     }
@@ -79,7 +80,7 @@ impl<T: Transport> Session<T> {
         // On the way out, nothing that goes wrong changes what was learnt.
         let _ = self.until(|host| match host.poll_event() {
             Some(HostEvent::Closed { .. } | HostEvent::Failed { .. }) => Some(()),
-            Some(HostEvent::Live { .. } | HostEvent::Aen { .. }) => None,
+            Some(_) => None,
             None => (Instant::monotonic() - started > CLOSE_TIMEOUT).then_some(()),
         });
     }

@@ -26,11 +26,50 @@ pub struct HostLimits {
     pub io_queues: u16,
     /// Entries of one queue; at most 4096, for a CID has 12 bits for the slot.
     pub queue_size: u16,
+    /// Connections started to one target address a second, once it is reachable again: a token
+    /// bucket, for the controllers that reconnect.
+    pub admission_per_s: u32,
+    /// Connections started to one target address at once.
+    pub admission_burst: u32,
 }
 
 impl Default for HostLimits {
     fn default() -> Self {
-        Self { controllers: 64, io_queues: 128, queue_size: 1024 }
+        Self {
+            controllers: 64,
+            io_queues: 128,
+            queue_size: 1024,
+            admission_per_s: 4000,
+            admission_burst: 64,
+        }
+    }
+}
+
+/// How a controller that was lost, or not reached, is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reconnect {
+    /// Least pause before an attempt; decorrelated jitter between it and `delay_max`.
+    pub delay_min: Duration,
+    /// Longest pause before an attempt.
+    pub delay_max: Duration,
+    /// TCP connect timeout of the one attempt that tests an address that is not reachable.
+    pub probe_timeout: Duration,
+    /// How often such an address is tested, by one controller for all of that address.
+    pub probe_interval: Duration,
+    /// How long an outage may last before the controller fails for good (an attempt under way is
+    /// let to its end); `None`: for ever.
+    pub ctrl_loss: Option<Duration>,
+}
+
+impl Default for Reconnect {
+    fn default() -> Self {
+        Self {
+            delay_min: Duration::from_millis(20),
+            delay_max: Duration::from_secs(2),
+            probe_timeout: Duration::from_millis(200),
+            probe_interval: Duration::from_millis(100),
+            ctrl_loss: Some(Duration::from_secs(600)),
+        }
     }
 }
 
@@ -61,6 +100,8 @@ pub struct CtrlConfig {
     pub timeouts: Timeouts,
     /// Options of the TCP connections, their own deadlines among them.
     pub conn: ConnOptions,
+    /// Whether and how it is tried again; `None`: it fails once, for good.
+    pub reconnect: Option<Reconnect>,
 }
 
 impl CtrlConfig {
@@ -80,6 +121,7 @@ impl CtrlConfig {
             sq_flow_control: false,
             timeouts: Timeouts::default(),
             conn: ConnOptions::default(),
+            reconnect: None,
         }
     }
 

@@ -6,10 +6,13 @@
 //!             any of them ─ a qpair ends, a deadline passes ─ Failed
 //! ```
 //!
+//! A controller has one life: for another attempt the driver makes another one.
+//!
 //! What always holds: every state has a deadline or waits for the caller; a failure of any qpair
 //! fails the controller, once; whatever was accepted has then ended.
 
 use std::collections::VecDeque;
+use std::iter;
 use std::time::Duration;
 
 use moorline_stack::Instant;
@@ -44,6 +47,8 @@ pub(super) struct Names {
 /// Where a controller stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
+    /// Not started.
+    New,
     /// TCP, ICReq and Connect of the admin queue.
     Connecting,
     /// Admin commands, one at a time.
@@ -75,8 +80,22 @@ pub(super) enum Action {
     Abort(usize),
     /// Tell the caller.
     Tell(HostEvent),
+    /// It is live, so long after it was started.
+    Live(Duration),
+    /// It failed.
+    Lost(Failure),
+    /// It is closed, as asked.
+    Closed,
     /// Give the caller's admin command back.
     AdminDone(u64, WorkDone),
+}
+
+/// What became of the keep alives since it was last looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KeepAliveFigures {
+    pub sent: u64,
+    pub lost: u64,
+    pub late_max: Duration,
 }
 
 /// Keep alive (NVMe Base, "Keep Alive").
@@ -110,6 +129,7 @@ pub(super) struct Controller {
     /// Which of them have a connection.
     open: Vec<bool>,
     keep_alive: KeepAlive,
+    pub keep_alive_figures: KeepAliveFigures,
     pub aers_wanted: u8,
     /// Events to ask for: those that mean something to us and are supported.
     pub events_supported: u32,
@@ -120,31 +140,39 @@ pub(super) struct Controller {
 }
 
 impl Controller {
-    /// A controller that starts to connect now.
+    /// A controller, not started.
     pub(super) fn new(now: Instant, id: CtrlId, config: CtrlConfig, names: Names) -> Self {
         let kato = config.kato;
-        let mut this = Self {
+        Self {
             id,
             names,
             info: Info { kato, ..Info::default() },
-            phase: Phase::Connecting,
+            phase: Phase::New,
             since: now,
             started: now,
-            connect_deadline: Some(now + config.timeouts.connect_total),
+            connect_deadline: None,
             poll_due: None,
             poll_pause: Duration::ZERO,
             qpairs: Vec::new(),
             open: Vec::new(),
             keep_alive: KeepAlive::default(),
+            keep_alive_figures: KeepAliveFigures::default(),
             aers_wanted: 0,
             events_supported: 0,
             aers_posted: 0,
             nsids: Vec::new(),
             actions: VecDeque::new(),
             config,
-        };
-        this.add_qpair(now, ADMIN_QUEUE_SIZE, ADMIN_IN_CAPSULE_BYTES_MAX);
-        this
+        }
+    }
+
+    /// Starts to connect.
+    pub(super) fn start(&mut self, now: Instant) {
+        assert!(self.phase == Phase::New, "a controller is started once");
+        self.enter(now, Phase::Connecting);
+        self.started = now;
+        self.connect_deadline = Some(now + self.config.timeouts.connect_total);
+        self.add_qpair(now, ADMIN_QUEUE_SIZE, ADMIN_IN_CAPSULE_BYTES_MAX);
     }
 
     /// Adds the next qpair and asks for its connection.
@@ -237,8 +265,7 @@ impl Controller {
     pub(super) fn go_live(&mut self, now: Instant) {
         self.connect_deadline = None;
         self.enter(now, Phase::Live);
-        let event = HostEvent::Live { ctrl: self.id, after: now - self.started };
-        self.actions.push_back(Action::Tell(event));
+        self.actions.push_back(Action::Live(now - self.started));
     }
 
     fn admin_done(&mut self, now: Instant, done: WorkDone) {
@@ -260,7 +287,8 @@ impl Controller {
         match self.phase {
             Phase::BringUp(step) => self.advance(now, step, cqe, memory.into_vec()),
             Phase::ShuttingDown { .. } => self.shutdown_advance(now, cqe),
-            Phase::Connecting
+            Phase::New
+            | Phase::Connecting
             | Phase::IoQueues
             | Phase::Live
             | Phase::Draining { .. }
@@ -300,7 +328,7 @@ impl Controller {
         (self.info.kato > Duration::ZERO).then(|| self.info.kato / parts)
     }
 
-    fn keep_alive_due(&mut self, now: Instant) {
+    fn keep_alive_due(&mut self, now: Instant, due: Instant) {
         self.keep_alive.due = self.keep_alive_pause().map(|pause| now + pause);
         let completions = self.qpairs.iter().map(Qpair::completions).sum();
         let traffic = completions != self.keep_alive.completions_seen;
@@ -310,6 +338,9 @@ impl Controller {
         }
         if self.qpairs[0].has_room(0) {
             self.keep_alive.outstanding = true;
+            let figures = &mut self.keep_alive_figures;
+            figures.sent += 1;
+            figures.late_max = figures.late_max.max(now - due);
             self.qpairs[0].submit(now, Work::keep_alive(self.info.kato));
         }
     }
@@ -378,8 +409,8 @@ impl Controller {
             self.poll_due = None;
             self.poll_csts(now);
         }
-        if due(self.keep_alive.due) {
-            self.keep_alive_due(now);
+        if let Some(due) = self.keep_alive.due.filter(|due| *due <= now) {
+            self.keep_alive_due(now, due);
         }
     }
 
@@ -400,6 +431,7 @@ impl Controller {
     /// The stage, and what is awaited in it, as far as qpair `q` is concerned.
     fn awaiting(&self, q: usize) -> (Stage, &'static str) {
         match self.phase {
+            Phase::New => (Stage::Tcp, "the first attempt"),
             Phase::Connecting | Phase::IoQueues => {
                 let qpair = &self.qpairs[q];
                 let stage = qpair.stage().unwrap_or(Stage::IoQueues);
@@ -411,6 +443,31 @@ impl Controller {
             Phase::ShuttingDown { .. } => (Stage::Shutdown, "CSTS.SHST"),
             Phase::Closing => (Stage::Shutdown, "connections to close"),
         }
+    }
+
+    /// What is awaited: of the first qpair that is not live, or of the whole.
+    pub(super) fn awaited(&self) -> &'static str {
+        let waiting = self.qpairs.iter().position(|qpair| !qpair.is_live()).unwrap_or(0);
+        self.awaiting(waiting).1
+    }
+
+    /// Its deadlines, by name.
+    pub(super) fn timers(&self) -> impl Iterator<Item = (&'static str, Instant)> {
+        let shutdown = match self.phase {
+            Phase::Draining { deadline } | Phase::ShuttingDown { deadline } => Some(deadline),
+            _ => None,
+        };
+        let of = |q: &[Qpair]| q.iter().map(Qpair::poll_timeout).fold(None, earliest);
+        let (admin, io) = self.qpairs.split_at(self.qpairs.len().min(1));
+        let all = [
+            ("connect-total", self.connect_deadline),
+            ("csts-poll", self.poll_due),
+            ("keep-alive", self.keep_alive.due),
+            ("shutdown", shutdown),
+            ("admin-queue", of(admin)),
+            ("io-queues", of(io)),
+        ];
+        all.into_iter().filter(|_| !self.is_over()).filter_map(|(name, at)| Some((name, at?)))
     }
 
     // Ends.
@@ -434,7 +491,7 @@ impl Controller {
     fn closed_when_gone(&mut self) {
         if self.phase == Phase::Closing && !self.has_connections() {
             self.phase = Phase::Closed;
-            self.actions.push_back(Action::Tell(HostEvent::Closed { ctrl: self.id }));
+            self.actions.push_back(Action::Closed);
         }
     }
 
@@ -480,9 +537,20 @@ impl Controller {
         if self.is_over() {
             return;
         }
+        if self.keep_alive.outstanding {
+            self.keep_alive_figures.lost += 1;
+        }
         self.phase = Phase::Failed;
         self.close_all(Status::HOST_PATHING_ERROR, true);
-        self.actions.push_back(Action::Tell(HostEvent::Failed { ctrl: self.id, failure }));
+        self.actions.push_back(Action::Lost(failure));
+    }
+
+    /// Drops it, without a word.
+    pub(super) fn abandon(&mut self) {
+        if !self.is_over() {
+            self.phase = Phase::Failed;
+            self.close_all(Status::HOST_PATHING_ERROR, true);
+        }
     }
 
     /// Ends all that was accepted and closes all connections; at once, save where a TermReq is
@@ -499,7 +567,8 @@ impl Controller {
         self.keep_alive.due = None;
         self.poll_due = None;
         self.connect_deadline = None;
-        while let Some(done) = self.qpairs[0].poll_done() {
+        let admin = self.qpairs.first_mut();
+        for done in admin.into_iter().flat_map(|admin| iter::from_fn(|| admin.poll_done())) {
             if let Owner::Admin(tag) = done.owner {
                 self.actions.push_back(Action::AdminDone(tag, done));
             }
@@ -515,7 +584,8 @@ impl Controller {
                 self.drain(now);
             }
             Phase::Connecting | Phase::BringUp(_) | Phase::IoQueues => self.close(true),
-            Phase::Draining { .. }
+            Phase::New
+            | Phase::Draining { .. }
             | Phase::ShuttingDown { .. }
             | Phase::Closing
             | Phase::Closed

@@ -5,60 +5,70 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use moorline_stack::deadlines::Deadlines;
 use moorline_stack::time::earliest;
-use moorline_stack::transport::ConnOptions;
+use moorline_stack::transport::{ConnOptions, Stage as TcpStage};
 use moorline_stack::{ConnId, Event, Instant, Transport};
 
-use super::controller::{Action, Controller, Names, Phase};
+use super::controller::{Action, Controller, Names};
+use super::life::Life;
+use super::reach::{Addresses, Reach};
 use super::table::SLOTS_MAX;
-use super::work::{Owner, Work};
 use super::{
-    AdminCommand, AdminDone, Cause, CtrlConfig, CtrlId, HostEvent, HostIdentity, HostLimits, Info,
-    Io, IoDone, IoOp,
+    AdminDone, Cause, CtrlConfig, CtrlId, Failure, Figures, HostEvent, HostIdentity, HostLimits,
+    IoDone,
 };
-use crate::spec::{HostId, Nqn, Status};
-
-/// Admin commands that ended and that the caller has not polled; above it no more are taken.
-const ADMIN_DONE_MAX: usize = 256;
+use crate::spec::{HostId, Nqn};
 
 /// A qpair of a controller, as indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct At {
-    ctrl: u32,
-    qpair: u32,
+pub(super) struct At {
+    pub ctrl: u32,
+    pub qpair: u32,
 }
 
 /// A controller and what the driver keeps beside it.
-struct Entry {
-    ctrl: Controller,
-    conns: Vec<Option<ConnId>>,
+pub(super) struct Entry {
+    pub ctrl: Controller,
+    pub life: Life,
+    /// The place of its address.
+    pub address: u32,
+    /// Why it was lost last.
+    pub failure: Option<Failure>,
+    pub conns: Vec<Option<ConnId>>,
     /// Which qpairs are in a dirty list, and which in the ready list.
-    dirty: Vec<bool>,
-    ready: Vec<bool>,
+    pub dirty: Vec<bool>,
+    pub ready: Vec<bool>,
+    /// What it has in the host's deadlines: no deadline of it is earlier.
+    pub armed: Option<Instant>,
 }
 
 /// A host. A turn is [`Host::turn`], then the polls and submissions, then [`Host::flush`], then
 /// [`Host::wait`] where there is nothing to do.
 pub struct Host<T: Transport> {
-    transport: T,
-    identity: HostIdentity,
-    limits: HostLimits,
-    entries: Vec<Option<Entry>>,
+    pub(super) transport: T,
+    pub(super) identity: HostIdentity,
+    pub(super) limits: HostLimits,
+    pub(super) entries: Vec<Option<Entry>>,
     generations: Vec<u32>,
     /// Whose a connection is, by its index.
-    owners: Vec<Option<(ConnId, At)>>,
+    pub(super) owners: Vec<Option<(ConnId, At)>>,
     /// Qpairs with something to send: admin, then I/O.
     dirty_admin: VecDeque<At>,
     dirty_io: VecDeque<At>,
     /// I/O qpairs with completions to poll.
-    ready: VecDeque<At>,
-    events: VecDeque<HostEvent>,
-    admin_done: VecDeque<AdminDone>,
-    /// No controller's deadline is earlier.
-    deadline: Option<Instant>,
+    pub(super) ready: VecDeque<At>,
+    /// Completions of qpairs that are no more: at most a queue depth for each outage.
+    pub(super) left: VecDeque<IoDone>,
+    pub(super) events: VecDeque<HostEvent>,
+    pub(super) admin_done: VecDeque<AdminDone>,
+    pub(super) addresses: Addresses,
+    /// Deadlines of controllers, and of the tests of addresses, by place.
+    pub(super) deadlines: Deadlines,
+    pub(super) probes: Deadlines,
+    pub(super) figures: Figures,
 }
 
 impl<T: Transport> Host<T> {
@@ -74,13 +84,18 @@ impl<T: Transport> Host<T> {
             dirty_admin: VecDeque::with_capacity(limits.controllers),
             dirty_io: VecDeque::new(),
             ready: VecDeque::new(),
+            left: VecDeque::new(),
             events: VecDeque::new(),
             admin_done: VecDeque::new(),
-            deadline: None,
+            addresses: Addresses::default(),
+            deadlines: Deadlines::default(),
+            probes: Deadlines::default(),
+            figures: Figures::default(),
         }
     }
 
-    /// Starts to connect a controller; [`HostEvent::Live`] or [`HostEvent::Failed`] will tell.
+    /// Starts to connect a controller; [`HostEvent::Live`], [`HostEvent::Failed`] or, where it is
+    /// to be tried again, [`HostEvent::Disconnected`] will tell.
     ///
     /// # Errors
     /// `InvalidInput` for a configuration that cannot work (says which field), `QuotaExceeded`
@@ -97,10 +112,18 @@ impl<T: Transport> Host<T> {
         })?;
         self.generations[index] += 1;
         let id = CtrlId { index: index as u32, generation: self.generations[index] };
-        let ctrl = Controller::new(now, id, config, names);
-        self.entries[index] =
-            Some(Entry { ctrl, conns: Vec::new(), dirty: Vec::new(), ready: Vec::new() });
-        self.act(now, index as u32);
+        let seed = u128::from_le_bytes(self.identity.hostid) as u64 ^ index as u64;
+        self.entries[index] = Some(Entry {
+            life: Life::new(now, config.reconnect, seed),
+            address: self.addresses.join(config.addr, index as u32),
+            failure: None,
+            ctrl: Controller::new(now, id, config, names),
+            conns: Vec::new(),
+            dirty: Vec::new(),
+            ready: Vec::new(),
+            armed: None,
+        });
+        self.go_on(now, index as u32);
         Ok(id)
     }
 
@@ -124,6 +147,12 @@ impl<T: Transport> Host<T> {
         if config.hpda > 31 {
             return Err(invalid(format!("HPDA {} is not 0 to 31", config.hpda)));
         }
+        if config.reconnect.is_some_and(|r| r.delay_min.is_zero() || r.delay_max < r.delay_min) {
+            return Err(invalid("reconnect: delay_min is not above 0 and up to delay_max".into()));
+        }
+        if config.reconnect.is_some_and(|r| r.probe_interval.is_zero()) {
+            return Err(invalid("reconnect: probe_interval is 0".into()));
+        }
         if config.kato > Duration::ZERO && config.kato < Duration::from_millis(100) {
             return Err(invalid(format!("KATO {:?} is below 100 ms", config.kato)));
         }
@@ -137,7 +166,11 @@ impl<T: Transport> Host<T> {
     /// Shuts a controller down in order: its I/O ends (bounded), CC.SHN, connections closed.
     /// [`HostEvent::Closed`] or [`HostEvent::Failed`] follows, once.
     pub fn disconnect(&mut self, now: Instant, ctrl: CtrlId) {
-        self.entry_mut(ctrl).ctrl.disconnect(now);
+        let entry = self.entry_mut(ctrl);
+        if entry.life.is_waiting() {
+            return self.closed(now, ctrl.index);
+        }
+        entry.ctrl.disconnect(now);
         self.act(now, ctrl.index);
     }
 
@@ -150,12 +183,13 @@ impl<T: Transport> Host<T> {
     /// more than the commands under way.
     pub fn turn(&mut self, now: Instant) {
         self.transport.turn(now);
+        let mut events = 0;
         while let Some(event) = self.transport.poll_event() {
+            events += 1;
             self.event(now, event);
         }
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
-            self.honour_deadlines(now);
-        }
+        self.figures.events_per_turn_max = self.figures.events_per_turn_max.max(events);
+        self.honour_deadlines(now);
     }
 
     fn event(&mut self, now: Instant, event: Event) {
@@ -174,8 +208,13 @@ impl<T: Transport> Host<T> {
             Event::Accepted { .. } => return,
             Event::Connected(_) => {
                 entry.ctrl.qpairs[q].connected(now);
+                let (address, over) = (entry.address, entry.life.is_over());
                 self.mark_dirty(at);
-                return self.note_deadline(at.ctrl);
+                self.note_deadline(at.ctrl);
+                if !over {
+                    self.reached(now, address);
+                }
+                return;
             }
             Event::Writable(_) => return self.mark_dirty(at),
             Event::Readable(_) => self.receive(now, at, conn),
@@ -188,6 +227,11 @@ impl<T: Transport> Host<T> {
             Event::Closed(_, why) => {
                 entry.conns[q] = None;
                 self.owners[conn.index as usize] = None;
+                if let (Some(reach), false) = (Reach::of(&why), entry.life.is_over()) {
+                    let established =
+                        matches!(why.stage, TcpStage::Established | TcpStage::Draining);
+                    self.addresses.at(entry.address).failed(reach, established);
+                }
                 entry.ctrl.connection_closed(now, q, Cause::Tcp(why));
             }
         }
@@ -226,9 +270,12 @@ impl<T: Transport> Host<T> {
     }
 
     /// Puts a qpair into the lists it belongs to.
-    fn mark(&mut self, at: At) {
+    pub(super) fn mark(&mut self, at: At) {
         let Some(entry) = &mut self.entries[at.ctrl as usize] else { return };
         let q = at.qpair as usize;
+        if q >= entry.ready.len() {
+            return; // of an attempt before this one
+        }
         if q > 0 && !entry.ready[q] && entry.ctrl.qpairs[q].has_done() {
             entry.ready[q] = true;
             self.ready.push_back(at);
@@ -240,7 +287,7 @@ impl<T: Transport> Host<T> {
 
     fn mark_dirty(&mut self, at: At) {
         let Some(entry) = &mut self.entries[at.ctrl as usize] else { return };
-        let dirty = &mut entry.dirty[at.qpair as usize];
+        let Some(dirty) = entry.dirty.get_mut(at.qpair as usize) else { return };
         if !*dirty {
             *dirty = true;
             let list = if at.qpair == 0 { &mut self.dirty_admin } else { &mut self.dirty_io };
@@ -249,7 +296,7 @@ impl<T: Transport> Host<T> {
     }
 
     /// Carries out a controller's actions, until there are none.
-    fn act(&mut self, now: Instant, ctrl: u32) {
+    pub(super) fn act(&mut self, now: Instant, ctrl: u32) {
         let mut acted = false;
         while let Some(entry) = &mut self.entries[ctrl as usize] {
             let Some(action) = entry.ctrl.poll_action() else { break };
@@ -270,6 +317,9 @@ impl<T: Transport> Host<T> {
                     }
                 }
                 Action::Tell(event) => self.events.push_back(event),
+                Action::Live(after) => self.live(now, ctrl, after),
+                Action::Lost(failure) => self.lost(now, ctrl, failure),
+                Action::Closed => self.closed(now, ctrl),
                 Action::AdminDone(tag, done) => {
                     let data = done.memory.into_vec();
                     self.admin_done.push_back(AdminDone { ctrl: id, tag, cqe: done.cqe, data });
@@ -293,7 +343,13 @@ impl<T: Transport> Host<T> {
         entry.dirty.push(false);
         entry.ready.push(false);
         let config = &entry.ctrl.config;
-        let options = ConnOptions { drain_timeout: config.timeouts.term, ..config.conn.clone() };
+        let mut options =
+            ConnOptions { drain_timeout: config.timeouts.term, ..config.conn.clone() };
+        if let Some(reconnect) = config.reconnect
+            && self.addresses.peek(entry.address).is_some_and(|a| a.tester == Some(at.ctrl))
+        {
+            options.connect_timeout = reconnect.probe_timeout;
+        }
         match self.transport.connect(now, config.addr, &options) {
             Ok(conn) => {
                 entry.conns[q] = Some(conn);
@@ -312,24 +368,48 @@ impl<T: Transport> Host<T> {
 
     // Deadlines.
 
-    /// Lowers the common deadline to a controller's.
-    fn note_deadline(&mut self, ctrl: u32) {
+    /// Takes a controller's deadline into the host's.
+    pub(super) fn note_deadline(&mut self, ctrl: u32) {
         if let Some(entry) = &self.entries[ctrl as usize] {
-            self.deadline = earliest(self.deadline, entry.ctrl.poll_timeout());
+            self.arm(ctrl, entry.poll_timeout());
         }
     }
 
+    /// Moves a controller's deadline forward to `deadline`, if that is earlier.
+    pub(super) fn arm(&mut self, ctrl: u32, deadline: Option<Instant>) {
+        if let Some(entry) = &mut self.entries[ctrl as usize]
+            && let Some(deadline) = deadline
+            && entry.armed.is_none_or(|armed| deadline < armed)
+        {
+            entry.armed = Some(deadline);
+            self.deadlines.set(ctrl, Some(deadline));
+        }
+    }
+
+    /// Honours what is due, each controller's once at most: what is then due still is so in the
+    /// next turn, which comes at once.
     fn honour_deadlines(&mut self, now: Instant) {
-        for ctrl in 0..self.entries.len() as u32 {
+        let mut honoured = 0;
+        for _ in 0..self.entries.len() {
+            let Some(ctrl) = self.deadlines.pop_due(now) else { break };
             let Some(entry) = &mut self.entries[ctrl as usize] else { continue };
-            if entry.ctrl.poll_timeout().is_some_and(|deadline| deadline <= now) {
+            entry.armed = None;
+            if let Some(deadline) = entry.poll_timeout().filter(|deadline| *deadline <= now) {
+                honoured += 1;
+                self.figures.honoured(now, deadline);
                 entry.ctrl.handle_timeout(now);
-                self.act(now, ctrl);
+                self.figures.take_keep_alives(&mut entry.ctrl.keep_alive_figures);
+                self.go_on(now, ctrl);
                 self.mark(At { ctrl, qpair: 0 });
             }
+            self.note_deadline(ctrl);
         }
-        let live = self.entries.iter().flatten();
-        self.deadline = live.map(|entry| entry.ctrl.poll_timeout()).fold(None, earliest);
+        for _ in 0..self.entries.len() {
+            let Some(address) = self.probes.pop_due(now) else { break };
+            honoured += 1;
+            self.probe(now, address);
+        }
+        self.figures.deadlines_per_turn_max = self.figures.deadlines_per_turn_max.max(honoured);
     }
 
     /// Puts on the wire what was submitted, with one wakeup.
@@ -347,7 +427,8 @@ impl<T: Transport> Host<T> {
     fn emit(&mut self, now: Instant, at: At) {
         let Some(entry) = &mut self.entries[at.ctrl as usize] else { return };
         let q = at.qpair as usize;
-        entry.dirty[q] = false;
+        let Some(dirty) = entry.dirty.get_mut(q) else { return };
+        *dirty = false;
         let Some(conn) = entry.conns[q] else { return };
         let transport = &mut self.transport;
         entry.ctrl.qpairs[q].emit(now, &mut |bytes| transport.send(conn, bytes));
@@ -356,178 +437,16 @@ impl<T: Transport> Host<T> {
             self.ready.push_back(at);
         }
     }
-
-    // The caller's side.
-
-    /// The next thing to tell of a controller.
-    pub fn poll_event(&mut self) -> Option<HostEvent> {
-        let event = self.events.pop_front()?;
-        if let HostEvent::Aen { ctrl, .. } = event {
-            self.repost_aer(ctrl);
-        }
-        Some(event)
-    }
-
-    fn repost_aer(&mut self, ctrl: CtrlId) {
-        let Some(entry) = &mut self.entries[ctrl.index as usize] else { return };
-        if entry.ctrl.id == ctrl {
-            entry.ctrl.post_aers(Instant::ZERO);
-            self.mark(At { ctrl: ctrl.index, qpair: 0 });
-        }
-    }
-
-    /// What is known of a controller: complete once it is live, kept after it ended until its
-    /// place is needed for another.
-    ///
-    /// # Panics
-    /// For an id whose place was given to another controller since.
-    pub fn controller(&self, ctrl: CtrlId) -> &Info {
-        let entry = self.entries[ctrl.index as usize].as_ref();
-        let entry = entry.filter(|entry| entry.ctrl.id == ctrl);
-        &entry.expect("a controller's id is used while its place is its own").ctrl.info
-    }
-
-    fn entry_mut(&mut self, ctrl: CtrlId) -> &mut Entry {
-        let entry = self.entries[ctrl.index as usize].as_mut();
-        let entry = entry.filter(|entry| entry.ctrl.id == ctrl);
-        entry.expect("a controller's id is used while its place is its own")
-    }
-
-    /// Submits an I/O on I/O qpair `qpair` (0 to `Info::io_queues` less one).
-    ///
-    /// An unknown namespace, or blocks beyond its end, complete with the status that the
-    /// controller would give.
-    ///
-    /// # Errors
-    /// The I/O itself: the queue is full, or the controller is not live. Poll, and try again.
-    ///
-    /// # Panics
-    /// When a read's or write's buffer is missing or too short: the caller's bug.
-    pub fn submit(&mut self, now: Instant, ctrl: CtrlId, qpair: usize, io: Io) -> Result<(), Io> {
-        let entry = self.entry_mut(ctrl);
-        let q = qpair + 1;
-        let controller = &mut entry.ctrl;
-        if controller.phase != Phase::Live || !controller.qpairs[q].has_room(0) {
-            return Err(io);
-        }
-        let transfer_max = controller.info.transfer_max;
-        let timeout = controller.config.timeouts.io;
-        let at = At { ctrl: ctrl.index, qpair: q as u32 };
-        match check_io(&controller.info, &io) {
-            Ok(block_size) => {
-                let work = Work::io(io, block_size, transfer_max, timeout);
-                controller.qpairs[q].submit(now, work);
-            }
-            Err(status) => {
-                let work = Work::io(io, 1, transfer_max, timeout);
-                controller.qpairs[q].reject(now, work, status);
-            }
-        }
-        let deadline = controller.qpairs[q].poll_timeout();
-        self.deadline = earliest(self.deadline, deadline);
-        self.mark(at);
-        Ok(())
-    }
-
-    /// The next I/O that ended.
-    pub fn poll_io(&mut self) -> Option<IoDone> {
-        while let Some(&at) = self.ready.front() {
-            let q = at.qpair as usize;
-            if let Some(entry) = &mut self.entries[at.ctrl as usize] {
-                if let Some(done) = entry.ctrl.qpairs[q].poll_done() {
-                    let Owner::Io(tag) = done.owner else { unreachable!("an I/O queue's work") };
-                    return Some(IoDone {
-                        ctrl: entry.ctrl.id,
-                        qpair: q - 1,
-                        tag,
-                        status: done.cqe.status(),
-                        buf: done.memory.into_io_buf(),
-                        submitted: done.submitted,
-                    });
-                }
-                entry.ready[q] = false;
-            }
-            self.ready.pop_front();
-        }
-        None
-    }
-
-    /// Submits an admin command of the caller's own, on a controller that is live.
-    ///
-    /// # Errors
-    /// The command itself: the admin queue is full, or the controller is not live.
-    pub fn admin(
-        &mut self,
-        now: Instant,
-        ctrl: CtrlId,
-        tag: u64,
-        command: AdminCommand,
-    ) -> Result<(), AdminCommand> {
-        let is_full = self.admin_done.len() >= ADMIN_DONE_MAX;
-        let entry = self.entry_mut(ctrl);
-        if is_full || !entry.ctrl.has_admin_room() {
-            return Err(command);
-        }
-        let timeout = entry.ctrl.config.timeouts.admin;
-        let work = Work::admin(Owner::Admin(tag), command, Some(timeout));
-        entry.ctrl.qpairs[0].submit(now, work);
-        self.mark(At { ctrl: ctrl.index, qpair: 0 });
-        self.note_deadline(ctrl.index);
-        Ok(())
-    }
-
-    /// The next admin command that ended.
-    pub fn poll_admin(&mut self) -> Option<AdminDone> {
-        self.admin_done.pop_front()
-    }
-
-    /// When the next turn is due if nothing arrives before.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        earliest(self.deadline, self.transport.poll_timeout())
-    }
-
-    /// Sleeps until something arrives, one of `also` becomes readable, `until`, or the next
-    /// deadline. The only call that may block.
-    ///
-    /// # Errors
-    /// Of the wait itself.
-    pub fn wait(&mut self, until: Option<Instant>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.transport.wait(earliest(until, self.poll_timeout()), also)
-    }
-
-    /// The transport.
-    pub fn transport(&self) -> &T {
-        &self.transport
-    }
-
-    /// The transport, to turn other users of it (an echo, a target) in the same thread.
-    pub fn transport_mut(&mut self) -> &mut T {
-        &mut self.transport
-    }
 }
 
 impl Entry {
     /// Whether its place can be given away: over, and everything told.
     fn is_spent(&self) -> bool {
-        let told = matches!(self.ctrl.phase, Phase::Closed | Phase::Failed);
-        told && !self.ctrl.has_connections() && !self.ready.contains(&true)
+        self.life.is_over() && !self.ctrl.has_connections() && !self.ready.contains(&true)
     }
-}
 
-/// The block size of an I/O's namespace, or the status that it ends with at once.
-fn check_io(info: &Info, io: &Io) -> Result<u32, Status> {
-    if io.op == IoOp::Flush {
-        return Ok(1);
+    /// The next deadline.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        earliest(self.ctrl.poll_timeout(), self.life.poll_timeout())
     }
-    let namespace = info.namespace(io.nsid).ok_or(Status::INVALID_NAMESPACE.with_dnr())?;
-    let end = io.lba.checked_add(u64::from(io.blocks));
-    if end.is_none_or(|end| end > namespace.blocks) {
-        return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
-    }
-    if let IoOp::Read | IoOp::Write { .. } = io.op {
-        let bytes = io.blocks as usize * namespace.block_size as usize;
-        let room = io.buf.as_ref().map_or(0, |buf| buf.len().saturating_sub(io.buf_offset));
-        assert!(room >= bytes, "an I/O of {bytes} bytes has a buffer of {room}");
-    }
-    Ok(namespace.block_size)
 }

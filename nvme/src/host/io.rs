@@ -132,14 +132,23 @@ impl AdminDone {
 /// What a host has to tell of its controllers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HostEvent {
-    /// The controller takes I/O.
+    /// The controller takes I/O: told every time that it becomes live.
     Live {
         /// Which.
         ctrl: CtrlId,
-        /// From `connect` to now.
+        /// Since the attempt began.
         after: Duration,
     },
-    /// The controller is lost, or was never reached; its I/O has been completed with SCT 3.
+    /// A live controller was lost, or the first attempt of an outage failed; its I/O has been
+    /// completed with SCT 3. It is tried again: `Live` or `Failed` follows.
+    Disconnected {
+        /// Which.
+        ctrl: CtrlId,
+        /// Why.
+        failure: Failure,
+    },
+    /// The controller is lost for good, or was never reached; its I/O has been completed with
+    /// SCT 3.
     Failed {
         /// Which.
         ctrl: CtrlId,

@@ -5,6 +5,7 @@
 //! and no controller waits for another.
 
 mod bringup;
+mod caller;
 mod config;
 mod controller;
 mod driver;
@@ -14,16 +15,24 @@ mod failure;
 mod fake;
 mod info;
 mod io;
+mod life;
 mod lint;
 mod qpair;
+mod reach;
+mod reconnect;
+#[cfg(test)]
+mod reconnect_tests;
+mod status;
 mod table;
 #[cfg(test)]
 mod tests;
 mod work;
 
-pub use config::{CtrlConfig, HostIdentity, HostLimits, Timeouts};
+pub use config::{CtrlConfig, HostIdentity, HostLimits, Reconnect, Timeouts};
 pub use driver::Host;
 pub use failure::{Cause, Failure, Stage};
 pub use info::{Info, NamespaceInfo};
 pub use io::{AdminCommand, AdminDone, CtrlId, HostEvent, Io, IoDone, IoOp};
 pub use lint::{LintError, Named};
+pub use reach::Reach;
+pub use status::{CtrlState, CtrlStatus, Figures};

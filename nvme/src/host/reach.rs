@@ -1,0 +1,227 @@
+//! What is known of each target address (IP and port), and who may try it.
+//!
+//! What always holds: an address is here while a controller is configured for it; while it is not
+//! reachable, one controller tests it for all; admission hands out starts of connections in
+//! order, `burst` at once and `per_s` a second on average.
+//!
+//! State is per socket address: a port that refuses says nothing of its neighbours, and controllers
+//! of one port are what a storm is made of.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use moorline_stack::Instant;
+use moorline_stack::transport::{Cause, Stage, Why};
+
+/// What is known of a target address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// Nothing yet.
+    Unknown,
+    /// Its next hop does not answer ARP or ND, or there is no route.
+    NeighbourFailed,
+    /// It answers nothing.
+    Silent,
+    /// It answers with RST: nobody listens there.
+    Refused,
+    /// It accepts connections.
+    Reachable,
+}
+
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Unknown => "unknown",
+            Self::NeighbourFailed => "neighbour-failed",
+            Self::Silent => "silent",
+            Self::Refused => "refused",
+            Self::Reachable => "reachable",
+        })
+    }
+}
+
+impl Reach {
+    /// Whether only one controller at a time tests it.
+    pub(super) fn is_tested(self) -> bool {
+        matches!(self, Self::NeighbourFailed | Self::Silent | Self::Refused)
+    }
+
+    /// What the end of a connection says of its address, if anything.
+    pub(super) fn of(why: &Why) -> Option<Self> {
+        match why.cause {
+            Cause::NeighbourTimeout | Cause::Unroutable => Some(Self::NeighbourFailed),
+            Cause::ConnectTimeout | Cause::AckTimeout => Some(Self::Silent),
+            Cause::Reset if why.stage == Stage::SynSent => Some(Self::Refused),
+            _ => None,
+        }
+    }
+}
+
+/// One address.
+#[derive(Debug)]
+pub(super) struct Address {
+    addr: SocketAddr,
+    pub reach: Reach,
+    /// Places of the controllers that are configured for it, and how many of them are live.
+    pub members: Vec<u32>,
+    pub live: u32,
+    /// Who tests it now, and when the next test may begin.
+    pub tester: Option<u32>,
+    pub next_probe: Instant,
+    /// Whose turn it is to test.
+    turn: usize,
+    /// Theoretical arrival time of the next connection (GCRA).
+    admitted_to: Instant,
+}
+
+impl Address {
+    /// The next member that `can` test, in turn.
+    pub(super) fn next_tester(&mut self, can: impl Fn(u32) -> bool) -> Option<u32> {
+        let count = self.members.len();
+        let turns = (0..count).map(|step| (self.turn + step) % count);
+        let at = turns.into_iter().find(|&at| can(self.members[at]))?;
+        self.turn = at + 1;
+        Some(self.members[at])
+    }
+
+    /// A connection attempt did not get through. One that fails where others are live says
+    /// nothing of the address; silence on an established connection does (`established`).
+    pub(super) fn failed(&mut self, reach: Reach, established: bool) {
+        if self.live == 0 || established {
+            self.reach = reach;
+        }
+    }
+
+    /// When `connections` may be started, now or later; the place is taken.
+    pub(super) fn admit(
+        &mut self,
+        now: Instant,
+        connections: u32,
+        per_s: u32,
+        burst: u32,
+    ) -> Instant {
+        let cost = Duration::from_secs(1) / per_s.max(1);
+        let ahead = self.admitted_to.since(now);
+        // A whole burst may be ahead of its time, this one's connections included.
+        let wait = ahead.saturating_sub(cost * burst.saturating_sub(connections));
+        self.admitted_to = self.admitted_to.max(now) + cost * connections;
+        now + wait
+    }
+}
+
+/// The addresses.
+#[derive(Debug, Default)]
+pub(super) struct Addresses {
+    places: Vec<Option<Address>>,
+}
+
+impl Addresses {
+    /// Adds a controller to its address; returns the address's place.
+    pub(super) fn join(&mut self, addr: SocketAddr, ctrl: u32) -> u32 {
+        let known = |place: &Option<Address>| place.as_ref().is_some_and(|p| p.addr == addr);
+        let place = self.places.iter().position(known).unwrap_or_else(|| {
+            let free = self.places.iter().position(Option::is_none);
+            let place = free.unwrap_or(self.places.len());
+            if place == self.places.len() {
+                self.places.push(None);
+            }
+            self.places[place] = Some(Address {
+                addr,
+                reach: Reach::Unknown,
+                members: Vec::new(),
+                live: 0,
+                tester: None,
+                next_probe: Instant::ZERO,
+                turn: 0,
+                admitted_to: Instant::ZERO,
+            });
+            place
+        });
+        self.at(place as u32).members.push(ctrl);
+        place as u32
+    }
+
+    /// Takes a controller off its address; true: it was the last one, the address is gone.
+    pub(super) fn leave(&mut self, place: u32, ctrl: u32) -> bool {
+        let address = self.at(place);
+        address.members.retain(|&member| member != ctrl);
+        let gone = address.members.is_empty();
+        if gone {
+            self.places[place as usize] = None;
+        }
+        gone
+    }
+
+    /// The address at a place.
+    pub(super) fn at(&mut self, place: u32) -> &mut Address {
+        self.places[place as usize].as_mut().expect("an address has its members' places")
+    }
+
+    /// The address at a place, while it has members.
+    pub(super) fn peek(&self, place: u32) -> Option<&Address> {
+        self.places.get(place as usize)?.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address() -> SocketAddr {
+        "192.0.2.1:4420".parse().unwrap()
+    }
+
+    #[test]
+    fn admission_is_a_burst_and_then_a_rate() {
+        let mut addresses = Addresses::default();
+        let place = addresses.join(address(), 0);
+        let now = Instant::from_nanos(5_000_000_000);
+        let starts: Vec<_> =
+            (0..1064).map(|_| addresses.at(place).admit(now, 1, 1000, 64)).collect();
+        assert_eq!(starts.iter().filter(|&&at| at == now).count(), 64);
+        assert_eq!(starts[1063], now + Duration::from_secs(1));
+        assert!(starts.is_sorted());
+        let later = now + Duration::from_secs(9);
+        assert_eq!(addresses.at(place).admit(later, 200, 1000, 64), later, "more than a burst");
+        assert_eq!(
+            addresses.at(place).admit(later, 1, 1000, 64),
+            later + Duration::from_millis(200 - 63)
+        );
+    }
+
+    #[test]
+    fn an_address_is_here_while_it_has_members() {
+        let mut addresses = Addresses::default();
+        let place = addresses.join(address(), 3);
+        assert_eq!(addresses.join(address(), 4), place);
+        assert_ne!(addresses.join("192.0.2.1:4421".parse().unwrap(), 5), place);
+        assert!(!addresses.leave(place, 3));
+        assert!(addresses.leave(place, 4));
+        assert!(addresses.peek(place).is_none());
+        assert_eq!(addresses.join("192.0.2.9:1".parse().unwrap(), 6), place);
+        assert_eq!(addresses.places.len(), 2);
+    }
+
+    #[test]
+    fn members_test_in_turn() {
+        let mut addresses = Addresses::default();
+        let place = [7, 8, 9].map(|ctrl| addresses.join(address(), ctrl))[0];
+        let address = addresses.at(place);
+        let testers = [0; 4].map(|_| address.next_tester(|ctrl| ctrl != 8));
+        assert_eq!(testers, [Some(7), Some(9), Some(7), Some(9)]);
+        assert_eq!(address.next_tester(|_| false), None);
+    }
+
+    #[test]
+    fn failed_attempts_say_nothing_where_others_are_live() {
+        let mut addresses = Addresses::default();
+        let place = addresses.join(address(), 0);
+        let address = addresses.at(place);
+        (address.reach, address.live) = (Reach::Reachable, 1);
+        address.failed(Reach::Silent, false);
+        assert_eq!(address.reach, Reach::Reachable);
+        address.failed(Reach::Silent, true);
+        assert_eq!(address.reach, Reach::Silent);
+    }
+}

@@ -1,0 +1,237 @@
+//! The host's driver, over a controller's attempts: who may try when, and what a loss leads to.
+//!
+//! What always holds: an attempt starts with fresh connections, qpairs and tables, and nothing
+//! that belongs to the one before reaches it; completions of the one before are kept. An address
+//! that is not reachable is tested by one controller, and an address that becomes reachable ends
+//! every back-off on it, in the order and at the rate of its admission.
+
+use std::time::Duration;
+
+use moorline_stack::{Instant, Transport};
+
+use super::caller::io_done;
+use super::controller::{Controller, Phase};
+use super::driver::Host;
+use super::life::{LifeState, Verdict};
+use super::{Cause, CtrlId, Failure, HostEvent, Reach, Stage};
+
+impl<T: Transport> Host<T> {
+    /// Drops a controller's connections and connects it again at once (as far as the admission of
+    /// its address allows). I/O in flight ends with Host Pathing Error. Nothing happens to a
+    /// controller that is over or being shut down.
+    pub fn reset(&mut self, now: Instant, ctrl: CtrlId) {
+        let entry = self.entry_mut(ctrl);
+        let closing =
+            matches!(entry.ctrl.phase, Phase::Draining { .. } | Phase::ShuttingDown { .. })
+                || matches!(entry.ctrl.phase, Phase::Closing | Phase::Closed);
+        if closing || entry.life.is_over() {
+            return;
+        }
+        let was_live = entry.life.state == LifeState::Live;
+        entry.ctrl.abandon();
+        entry.life.reset(now);
+        self.act(now, ctrl.index);
+        self.attempt_ended(now, ctrl.index, was_live);
+        self.go_on(now, ctrl.index);
+    }
+
+    /// Carries out a controller's actions, and what its life has due.
+    pub(super) fn go_on(&mut self, now: Instant, ctrl: u32) {
+        self.act(now, ctrl);
+        let Some(entry) = &mut self.entries[ctrl as usize] else { return };
+        let LifeState::Waiting { until } = entry.life.state else { return };
+        if entry.life.attempts > 0 && entry.life.is_too_long(now) {
+            return self.give_up(now, ctrl);
+        }
+        if until.is_some_and(|until| until <= now) && self.may_attempt(now, ctrl) {
+            self.attempt(now, ctrl);
+        }
+        self.note_deadline(ctrl);
+    }
+
+    /// Whether the address lets a controller that is due try now; if not, it waits for the
+    /// address to be reachable, or for its place in the admission.
+    fn may_attempt(&mut self, now: Instant, ctrl: u32) -> bool {
+        let Some(entry) = &mut self.entries[ctrl as usize] else { return false };
+        if entry.ctrl.config.reconnect.is_none() {
+            return true;
+        }
+        let address = self.addresses.at(entry.address);
+        if address.reach.is_tested() && !entry.life.forced {
+            entry.life.wait_until(None);
+            if address.tester.is_none() {
+                self.probes.set(entry.address, Some(address.next_probe.max(now)));
+            }
+            return false;
+        }
+        if !entry.life.admitted {
+            let connections = 1 + u32::from(entry.ctrl.config.io_queues);
+            let (per_s, burst) = (self.limits.admission_per_s, self.limits.admission_burst);
+            let at = address.admit(now, connections, per_s, burst);
+            entry.life.admitted = true;
+            entry.life.wait_until(Some(at));
+            return at <= now;
+        }
+        true
+    }
+
+    /// Starts an attempt from scratch.
+    fn attempt(&mut self, now: Instant, ctrl: u32) {
+        self.clear(ctrl);
+        let Some(entry) = &mut self.entries[ctrl as usize] else { return };
+        if entry.ctrl.phase != Phase::New {
+            let old = &entry.ctrl;
+            entry.ctrl = Controller::new(now, old.id, old.config.clone(), old.names.clone());
+        }
+        entry.life.attempt(now);
+        entry.ctrl.start(now);
+        self.figures.attempts += 1;
+        self.act(now, ctrl);
+    }
+
+    /// Forgets what is left of the attempt before, save completions that were not polled.
+    fn clear(&mut self, ctrl: u32) {
+        let Some(entry) = &mut self.entries[ctrl as usize] else { return };
+        for (q, qpair) in entry.ctrl.qpairs.iter_mut().enumerate().skip(1) {
+            while let Some(done) = qpair.poll_done() {
+                self.left.push_back(io_done(entry.ctrl.id, q, done));
+            }
+        }
+        for conn in entry.conns.drain(..).flatten() {
+            let owner = &mut self.owners[conn.index as usize];
+            *owner = owner.filter(|(owner, _)| *owner != conn);
+        }
+        entry.dirty.clear();
+        entry.ready.clear();
+    }
+
+    /// A controller is live.
+    pub(super) fn live(&mut self, now: Instant, ctrl: u32, after: Duration) {
+        let Some(entry) = &mut self.entries[ctrl as usize] else { return };
+        entry.life.live(now);
+        let (id, address) = (entry.ctrl.id, entry.address);
+        let place = self.addresses.at(address);
+        place.live += 1;
+        if place.tester == Some(ctrl) {
+            place.tester = None;
+        }
+        self.events.push_back(HostEvent::Live { ctrl: id, after });
+        self.reached(now, address);
+    }
+
+    /// A controller is lost, or could not be made live.
+    pub(super) fn lost(&mut self, now: Instant, ctrl: u32, failure: Failure) {
+        let Some(entry) = &mut self.entries[ctrl as usize] else { return };
+        self.figures.take_keep_alives(&mut entry.ctrl.keep_alive_figures);
+        let was_live = entry.life.state == LifeState::Live;
+        // No answer within a command's deadline: its target may be gone, one of us looks.
+        if failure.stage == Stage::Live && failure.cause == Cause::Timeout {
+            self.addresses.at(entry.address).failed(Reach::Silent, true);
+        }
+        entry.failure = Some(failure.clone());
+        let id = entry.ctrl.id;
+        let verdict = entry.life.lost(now, failure.is_retryable());
+        self.attempt_ended(now, ctrl, was_live);
+        match verdict {
+            Verdict::Retry { tell: true } => {
+                self.events.push_back(HostEvent::Disconnected { ctrl: id, failure });
+            }
+            Verdict::Retry { tell: false } => {}
+            Verdict::Final => {
+                self.events.push_back(HostEvent::Failed { ctrl: id, failure });
+                self.leave(ctrl);
+            }
+        }
+    }
+
+    /// A controller has waited for too long: it fails, with why it was lost last.
+    fn give_up(&mut self, now: Instant, ctrl: u32) {
+        let Some(entry) = &mut self.entries[ctrl as usize] else { return };
+        entry.life.closed(now);
+        let id = entry.ctrl.id;
+        if let Some(failure) = entry.failure.clone() {
+            self.events.push_back(HostEvent::Failed { ctrl: id, failure });
+        }
+        self.leave(ctrl);
+    }
+
+    /// A controller is closed, as asked.
+    pub(super) fn closed(&mut self, now: Instant, ctrl: u32) {
+        let Some(entry) = &mut self.entries[ctrl as usize] else { return };
+        if entry.life.is_over() {
+            return;
+        }
+        let was_live = entry.life.state == LifeState::Live;
+        entry.life.closed(now);
+        entry.ctrl.phase = Phase::Closed; // also where it was between attempts
+        let id = entry.ctrl.id;
+        self.attempt_ended(now, ctrl, was_live);
+        self.events.push_back(HostEvent::Closed { ctrl: id });
+        self.leave(ctrl);
+    }
+
+    /// Its attempt, or its being live, is over: its address may need another tester.
+    fn attempt_ended(&mut self, now: Instant, ctrl: u32, was_live: bool) {
+        let Some(entry) = &self.entries[ctrl as usize] else { return };
+        let address = self.addresses.at(entry.address);
+        if was_live {
+            address.live -= 1;
+        }
+        if address.tester == Some(ctrl) {
+            address.tester = None;
+            if address.reach.is_tested() {
+                self.probes.set(entry.address, Some(address.next_probe.max(now)));
+            }
+        }
+    }
+
+    /// A controller is over: it has no part in its address any more.
+    fn leave(&mut self, ctrl: u32) {
+        let Some(entry) = &self.entries[ctrl as usize] else { return };
+        if self.addresses.leave(entry.address, ctrl) {
+            self.probes.set(entry.address, None);
+        }
+    }
+
+    /// An address accepts connections: every back-off on it ends, unless it did so before.
+    pub(super) fn reached(&mut self, now: Instant, place: u32) {
+        let address = self.addresses.at(place);
+        let before = std::mem::replace(&mut address.reach, Reach::Reachable);
+        if !before.is_tested() {
+            return;
+        }
+        self.probes.set(place, None);
+        let members = std::mem::take(&mut self.addresses.at(place).members);
+        for &ctrl in &members {
+            let Some(entry) = &mut self.entries[ctrl as usize] else { continue };
+            if entry.life.is_waiting() {
+                entry.life.admitted = false;
+                entry.life.wait_until(Some(now));
+                self.arm(ctrl, Some(now));
+            }
+        }
+        self.addresses.at(place).members = members;
+    }
+
+    /// It is time to test an address: one of its controllers that wait does.
+    pub(super) fn probe(&mut self, now: Instant, place: u32) {
+        let entries = &self.entries;
+        let waits = |ctrl: u32| {
+            let entry = entries[ctrl as usize].as_ref();
+            entry.is_some_and(|entry| entry.life.is_waiting())
+        };
+        if self.addresses.peek(place).is_none() {
+            return;
+        }
+        let address = self.addresses.at(place);
+        if !address.reach.is_tested() || address.tester.is_some() {
+            return;
+        }
+        let Some(ctrl) = address.next_tester(waits) else { return };
+        let Some(entry) = &self.entries[ctrl as usize] else { return };
+        let Some(reconnect) = entry.ctrl.config.reconnect else { return };
+        address.tester = Some(ctrl);
+        address.next_probe = now + reconnect.probe_interval;
+        self.attempt(now, ctrl);
+    }
+}

@@ -1,0 +1,1 @@
+//! Reconnection, in virtual time.

@@ -1,0 +1,203 @@
+//! What a host shows of its controllers and of itself.
+//!
+//! What always holds: nothing here changes anything.
+
+use std::fmt;
+use std::time::Duration;
+
+use moorline_stack::{Instant, Transport};
+
+use super::bringup::Step;
+use super::controller::{KeepAliveFigures, Phase};
+use super::driver::{Entry, Host};
+use super::life::LifeState;
+use super::{CtrlId, Failure, Reach, Stage};
+
+/// Where a controller stands, over its attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CtrlState {
+    /// TCP, ICReq and Connect of the admin queue.
+    Connecting,
+    /// Properties: CAP, CC, CSTS.
+    Enabling,
+    /// Identify and features; namespaces.
+    Identifying,
+    /// TCP, ICReq and Connect of the I/O queues.
+    IoQueues,
+    /// It takes I/O.
+    Live,
+    /// Dropped as the caller asked; the next attempt is about to start.
+    Resetting,
+    /// It waits for its next attempt.
+    WaitReconnect,
+    /// Being shut down as asked.
+    Closing,
+    /// Failed for good.
+    Lost,
+    /// Shut down.
+    Deleted,
+}
+
+impl fmt::Display for CtrlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Connecting => "connecting",
+            Self::Enabling => "enabling",
+            Self::Identifying => "identifying",
+            Self::IoQueues => "io-queues",
+            Self::Live => "live",
+            Self::Resetting => "resetting",
+            Self::WaitReconnect => "wait-reconnect",
+            Self::Closing => "closing",
+            Self::Lost => "lost",
+            Self::Deleted => "deleted",
+        })
+    }
+}
+
+/// All that is known of where a controller stands, for a person who asks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CtrlStatus {
+    /// Its state.
+    pub state: CtrlState,
+    /// Since when it is in it.
+    pub since: Instant,
+    /// What it waits for.
+    pub awaited: &'static str,
+    /// Attempts of this outage; 0 while it is live.
+    pub attempts: u32,
+    /// Times that it became live again.
+    pub reconnects: u64,
+    /// Why it was lost, or not reached, last.
+    pub failure: Option<Failure>,
+    /// Armed deadlines, by name.
+    pub timers: Vec<(&'static str, Instant)>,
+    /// What is known of its address.
+    pub reach: Reach,
+    /// When it is tried again; `None` while it is not waiting, or while it waits for its address.
+    pub next_attempt: Option<Instant>,
+}
+
+/// Counters of a host since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Keep alives sent.
+    pub keep_alives: u64,
+    /// Keep alives that had no answer when their controller was lost.
+    pub keep_alives_lost: u64,
+    /// How much later than due a keep alive was sent, at most.
+    pub keep_alive_late_max: Duration,
+    /// Deadlines of controllers honoured.
+    pub deadlines: u64,
+    /// Of these, honoured before their time; always 0.
+    pub deadlines_early: u64,
+    /// How much later than due a deadline was honoured, at most.
+    pub deadline_late_max: Duration,
+    /// Events of the transport in one turn, at most.
+    pub events_per_turn_max: u32,
+    /// Deadlines honoured in one turn, at most.
+    pub deadlines_per_turn_max: u32,
+    /// Attempts to connect a controller.
+    pub attempts: u64,
+}
+
+impl Figures {
+    /// A deadline is honoured.
+    pub(super) fn honoured(&mut self, now: Instant, deadline: Instant) {
+        self.deadlines += 1;
+        self.deadlines_early += u64::from(now < deadline);
+        self.deadline_late_max = self.deadline_late_max.max(now - deadline);
+    }
+
+    /// Takes over what a controller counted.
+    pub(super) fn take_keep_alives(&mut self, counted: &mut KeepAliveFigures) {
+        let KeepAliveFigures { sent, lost, late_max } = std::mem::take(counted);
+        self.keep_alives += sent;
+        self.keep_alives_lost += lost;
+        self.keep_alive_late_max = self.keep_alive_late_max.max(late_max);
+    }
+}
+
+impl<T: Transport> Host<T> {
+    /// The controllers that are not over.
+    pub fn controllers(&self) -> impl Iterator<Item = CtrlId> {
+        let entries = self.entries.iter().flatten();
+        entries.filter(|entry| !entry.life.is_over()).map(|entry| entry.ctrl.id)
+    }
+
+    /// Where a controller stands; of one that is over, until its place is needed for another.
+    ///
+    /// # Panics
+    /// For an id whose place was given to another controller since.
+    pub fn status(&self, ctrl: CtrlId) -> CtrlStatus {
+        let entry = self.entry(ctrl);
+        let address = self.addresses.peek(entry.address).filter(|_| !entry.life.is_over());
+        let reach = address.map_or(Reach::Unknown, |address| address.reach);
+        let next_attempt = match entry.life.state {
+            LifeState::Waiting { until } => until,
+            _ => None,
+        };
+        let mut timers: Vec<_> = entry.ctrl.timers().collect();
+        timers.extend(next_attempt.map(|at| ("reconnect", at)));
+        if entry.life.is_waiting() {
+            timers.extend(entry.life.loss_deadline().map(|at| ("ctrl-loss", at)));
+            let probe = address.filter(|a| a.reach.is_tested() && a.tester.is_none());
+            timers.extend(probe.map(|address| ("probe", address.next_probe)));
+        }
+        CtrlStatus {
+            state: state(entry),
+            since: if entry.life.is_waiting() { entry.life.since } else { entry.ctrl.since },
+            awaited: awaited(entry),
+            attempts: entry.life.attempts,
+            reconnects: entry.life.reconnects,
+            failure: entry.failure.clone(),
+            timers,
+            reach,
+            next_attempt,
+        }
+    }
+
+    /// Counters.
+    pub fn figures(&self) -> Figures {
+        self.figures
+    }
+}
+
+fn state(entry: &Entry) -> CtrlState {
+    match entry.life.state {
+        LifeState::Waiting { .. } if entry.life.forced => CtrlState::Resetting,
+        LifeState::Waiting { .. } => CtrlState::WaitReconnect,
+        LifeState::Over if entry.failure.is_some() && entry.ctrl.phase == Phase::Failed => {
+            CtrlState::Lost
+        }
+        LifeState::Over => CtrlState::Deleted,
+        LifeState::Attempting | LifeState::Live => match entry.ctrl.phase {
+            Phase::New | Phase::Connecting => CtrlState::Connecting,
+            Phase::BringUp(step) => of_step(step),
+            Phase::IoQueues => CtrlState::IoQueues,
+            Phase::Live => CtrlState::Live,
+            Phase::Draining { .. } | Phase::ShuttingDown { .. } | Phase::Closing => {
+                CtrlState::Closing
+            }
+            Phase::Closed => CtrlState::Deleted,
+            Phase::Failed => CtrlState::Lost,
+        },
+    }
+}
+
+fn of_step(step: Step) -> CtrlState {
+    match step.stage() {
+        Stage::Enable => CtrlState::Enabling,
+        _ => CtrlState::Identifying,
+    }
+}
+
+fn awaited(entry: &Entry) -> &'static str {
+    match entry.life.state {
+        LifeState::Waiting { until: None } => "its address to be reachable",
+        LifeState::Waiting { .. } if entry.life.admitted => "its place in the address's admission",
+        LifeState::Waiting { .. } => "its back-off",
+        LifeState::Over => "nothing",
+        LifeState::Attempting | LifeState::Live => entry.ctrl.awaited(),
+    }
+}
