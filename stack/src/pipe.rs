@@ -34,6 +34,8 @@ pub struct PipeOptions {
     pub reset: f64,
     /// Nothing arrives while this is set; what was sent arrives afterwards.
     pub blackhole: bool,
+    /// The same, for the connections made to one of these addresses only.
+    pub dark: Vec<SocketAddr>,
     /// The window never exceeds this, whatever the receive buffer.
     pub window_max: usize,
     /// Connections that one end can hold.
@@ -49,6 +51,7 @@ impl Default for PipeOptions {
             stall_by: Duration::from_millis(1),
             reset: 0.0,
             blackhole: false,
+            dark: Vec::new(),
             window_max: usize::MAX,
             conns_max: 4096,
         }

@@ -19,22 +19,19 @@ use moorline_stack::Instant;
 use moorline_stack::time::earliest;
 
 use super::bringup::Step;
+use super::keep_alive::{KeepAlive, KeepAliveFigures};
 use super::qpair::{End, Qpair, QpairConfig};
 use super::work::{Memory, Owner, Work, WorkDone};
 use super::{Cause, CtrlConfig, CtrlId, Failure, HostEvent, Info, Stage};
 use crate::limits::ADMIN_IN_CAPSULE_BYTES_MAX;
-use crate::spec::aer::AsyncEvent;
 use crate::spec::connect::CNTLID_DYNAMIC;
 use crate::spec::{Connect, ConnectData, ConnectResponse, Cqe, HostId, Nqn, Status};
 
 /// Entries of the admin queue: the least that the spec allows.
 const ADMIN_QUEUE_SIZE: u16 = 32;
 
-/// Asynchronous event requests that we keep posted, at most.
-const AERS_MAX: u8 = 4;
-
 /// Admin commands kept for keep alive.
-const ADMIN_RESERVE: usize = 1;
+pub(super) const ADMIN_RESERVE: usize = 1;
 
 /// Who we are and whom we want, checked.
 #[derive(Clone, Debug)]
@@ -90,25 +87,6 @@ pub(super) enum Action {
     AdminDone(u64, WorkDone),
 }
 
-/// What became of the keep alives since it was last looked at.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct KeepAliveFigures {
-    pub sent: u64,
-    pub lost: u64,
-    pub late_max: Duration,
-}
-
-/// Keep alive (NVMe Base, "Keep Alive").
-#[derive(Clone, Copy, Debug, Default)]
-struct KeepAlive {
-    /// When to send the next, or to look whether there was traffic.
-    due: Option<Instant>,
-    /// One was sent and not answered.
-    outstanding: bool,
-    /// Completions when it was last looked at (TBKAS).
-    completions_seen: u64,
-}
-
 /// A controller.
 #[derive(Debug)]
 pub(super) struct Controller {
@@ -128,15 +106,15 @@ pub(super) struct Controller {
     pub qpairs: Vec<Qpair>,
     /// Which of them have a connection.
     open: Vec<bool>,
-    keep_alive: KeepAlive,
+    pub keep_alive: KeepAlive,
     pub keep_alive_figures: KeepAliveFigures,
     pub aers_wanted: u8,
     /// Events to ask for: those that mean something to us and are supported.
     pub events_supported: u32,
-    aers_posted: u8,
+    pub aers_posted: u8,
     /// Namespaces found and not read yet.
     pub nsids: Vec<u32>,
-    actions: VecDeque<Action>,
+    pub actions: VecDeque<Action>,
 }
 
 impl Controller {
@@ -306,65 +284,6 @@ impl Controller {
     /// Whether the caller's admin command finds room.
     pub(super) fn has_admin_room(&self) -> bool {
         self.phase == Phase::Live && self.qpairs[0].has_room(ADMIN_RESERVE + 1)
-    }
-
-    // Keep alive and events.
-
-    /// Keep alive starts right after Connect: the bring-up may take longer than KATO.
-    fn start_keep_alive(&mut self, now: Instant) {
-        self.keep_alive.due = self.keep_alive_pause().map(|pause| now + pause);
-    }
-
-    /// KATO was read back.
-    pub(super) fn kato_known(&mut self, now: Instant, kato: Duration) {
-        self.info.kato = kato;
-        let due = self.keep_alive_pause().map(|pause| now + pause);
-        self.keep_alive.due = earliest(self.keep_alive.due, due).filter(|_| due.is_some());
-    }
-
-    /// Sent every KATO/2; with traffic based keep alive, considered every KATO/4.
-    fn keep_alive_pause(&self) -> Option<Duration> {
-        let parts = if self.info.tbkas { 4 } else { 2 };
-        (self.info.kato > Duration::ZERO).then(|| self.info.kato / parts)
-    }
-
-    fn keep_alive_due(&mut self, now: Instant, due: Instant) {
-        self.keep_alive.due = self.keep_alive_pause().map(|pause| now + pause);
-        let completions = self.qpairs.iter().map(Qpair::completions).sum();
-        let traffic = completions != self.keep_alive.completions_seen;
-        self.keep_alive.completions_seen = completions;
-        if self.keep_alive.outstanding || self.info.tbkas && traffic {
-            return;
-        }
-        if self.qpairs[0].has_room(0) {
-            self.keep_alive.outstanding = true;
-            let figures = &mut self.keep_alive_figures;
-            figures.sent += 1;
-            figures.late_max = figures.late_max.max(now - due);
-            self.qpairs[0].submit(now, Work::keep_alive(self.info.kato));
-        }
-    }
-
-    /// Posts event requests up to what is wanted.
-    pub(super) fn post_aers(&mut self, now: Instant) {
-        while self.aers_posted < self.aers_wanted.min(AERS_MAX)
-            && self.qpairs[0].has_room(ADMIN_RESERVE)
-        {
-            self.aers_posted += 1;
-            self.qpairs[0].submit(now, Work::aer());
-        }
-    }
-
-    /// The next request is posted when the caller has taken the event: no event is lost, and
-    /// none piles up.
-    fn aer_done(&mut self, cqe: &Cqe) {
-        self.aers_posted -= 1;
-        if !cqe.status().is_success() {
-            self.aers_wanted = self.aers_wanted.min(self.aers_posted);
-            return;
-        }
-        let AsyncEvent { event_type: kind, info, lid } = AsyncEvent::from_dw0(cqe.dw0.get());
-        self.actions.push_back(Action::Tell(HostEvent::Aen { ctrl: self.id, kind, info, lid }));
     }
 
     // Deadlines.

@@ -103,6 +103,7 @@ struct Conn {
     qid: u16,
     dissqfc: bool,
     stuck_sqhd: bool,
+    cc: u32,
     sq_size: u16,
     sqhd: u16,
     writes: Vec<Write>,
@@ -116,8 +117,6 @@ pub(super) struct Fake {
     pub knobs: Knobs,
     conns: Vec<Conn>,
     pub storage: Vec<u8>,
-    cc: u32,
-    shut_down: bool,
     kato: u32,
     /// Every command seen, with its queue, in order.
     pub seen: Vec<(u16, Sqe)>,
@@ -138,8 +137,6 @@ impl Fake {
             knobs: Knobs::default(),
             conns: Vec::new(),
             storage: vec![0; BLOCK * BLOCKS as usize],
-            cc: 0,
-            shut_down: false,
             kato: 0,
             seen: Vec::new(),
             term_reqs: Vec::new(),
@@ -160,6 +157,11 @@ impl Fake {
     pub(super) fn reset(&mut self, now: Instant, qid: u16) {
         let conn = self.conns.iter().find(|conn| conn.qid == qid).unwrap().id;
         self.pipe.reset(now, conn);
+    }
+
+    /// Resets every connection.
+    pub(super) fn reset_all(&mut self, now: Instant) {
+        self.conns.iter().for_each(|conn| self.pipe.reset(now, conn.id));
     }
 
     /// Sends a PDU on a queue, from nowhere.
@@ -341,13 +343,12 @@ impl Fake {
             (0x04, 0x00) => cqe = cqe.with_result(127 | 1 << 16 | 2 << 24 | 1 << 37),
             (0x04, 0x08) => cqe.dw0.set(0x0002_0000),
             (0x04, 0x1C) => {
-                let ready = self.cc & 1 == 1 && !self.knobs.never_ready;
-                let done = self.shut_down && !self.knobs.silent_shutdown;
+                let ready = conn.cc & 1 == 1 && !self.knobs.never_ready;
+                let done = conn.cc >> 14 & 3 == 1 && !self.knobs.silent_shutdown;
                 cqe.dw0.set(u32::from(ready) | if done { 2 << 2 } else { 0 });
             }
             (0x00, 0x14) => {
-                self.cc = sqe.cdw12.get();
-                self.shut_down = self.cc >> 14 & 3 == 1;
+                conn.cc = sqe.cdw12.get();
             }
             other => panic!("fabrics command {other:?}"),
         }
@@ -471,6 +472,7 @@ impl Conn {
             qid: 0,
             dissqfc: false,
             stuck_sqhd: false,
+            cc: 0,
             sq_size: 0,
             sqhd: 0,
             writes: Vec::new(),
@@ -515,10 +517,14 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64, options: PipeOptions) -> Self {
+        Self::with_limits(seed, options, HostLimits::default())
+    }
+
+    pub(super) fn with_limits(seed: u64, options: PipeOptions, limits: HostLimits) -> Self {
         let (near, far) = Pipe::pair(seed, options);
         let hostnqn = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000001";
         let identity = HostIdentity { hostnqn: hostnqn.to_owned(), hostid: [1; 16] };
-        let host = Host::new(near, identity, HostLimits::default());
+        let host = Host::new(near, identity, limits);
         let now = Instant::from_nanos(1_000_000_000);
         Self { now, host, fake: Fake::new(far), events: Vec::new() }
     }

@@ -15,6 +15,7 @@ mod failure;
 mod fake;
 mod info;
 mod io;
+mod keep_alive;
 mod life;
 mod lint;
 mod qpair;

@@ -1,1 +1,352 @@
-//! Reconnection, in virtual time.
+//! Reconnection against the fake target, in virtual time: what is counted are attempts and events.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use moorline_stack::mem::{Arena, IoBuf};
+use moorline_stack::pipe::PipeOptions;
+use moorline_stack::transport::ListenOptions;
+use moorline_stack::{Instant, Transport};
+
+use super::fake::{BLOCK, Hook, World, address, config as once};
+use super::*;
+use crate::spec::Status;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn config() -> CtrlConfig {
+    CtrlConfig { reconnect: Some(Reconnect::default()), ..once() }
+}
+
+fn world() -> World {
+    World::new(1, PipeOptions::default())
+}
+
+/// A world for many controllers.
+fn large() -> World {
+    let limits = HostLimits { controllers: 300, ..HostLimits::default() };
+    World::with_limits(1, PipeOptions::default(), limits)
+}
+
+fn buf(len: usize) -> IoBuf {
+    Arena::new(len).take(len).unwrap()
+}
+
+fn read(tag: u64) -> Io {
+    let buf = Some(buf(BLOCK));
+    Io { tag, op: IoOp::Read, nsid: 1, lba: tag, blocks: 1, buf, buf_offset: 0 }
+}
+
+fn run_for(world: &mut World, time: Duration) {
+    let end = world.now + time;
+    while world.now < end {
+        world.turn();
+        world.now = world.next().map_or(end, |next| next.clamp(world.now, end));
+    }
+    world.turn();
+}
+
+/// Runs until the next event or `time` is over.
+fn within(world: &mut World, time: Duration) -> Option<HostEvent> {
+    let end = world.now + time;
+    world.until(|world| match world.events.is_empty() {
+        false => Some(Some(world.events.remove(0))),
+        true if world.now >= end => Some(None),
+        true => {
+            world.now = world.next().map_or(end, |next| next.clamp(world.now, end));
+            None
+        }
+    })
+}
+
+fn kinds(events: &[HostEvent]) -> BTreeMap<&'static str, usize> {
+    let mut kinds = BTreeMap::new();
+    for event in events {
+        let kind = match event {
+            HostEvent::Live { .. } => "live",
+            HostEvent::Disconnected { .. } => "disconnected",
+            HostEvent::Failed { .. } => "failed",
+            HostEvent::Closed { .. } => "closed",
+            HostEvent::Aen { .. } => "aen",
+        };
+        *kinds.entry(kind).or_insert(0) += 1;
+    }
+    kinds
+}
+
+fn state(world: &World, ctrl: CtrlId) -> CtrlState {
+    world.host.status(ctrl).state
+}
+
+/// `count` live controllers, some on each address.
+fn many(world: &mut World, count: usize, addrs: &[SocketAddr]) -> Vec<CtrlId> {
+    let connect = |at: usize| CtrlConfig { addr: addrs[at % addrs.len()], ..config() };
+    let ids: Vec<_> = (0..count).map(|at| world.connect(connect(at))).collect();
+    world.until(|world| (kinds(&world.events).get("live") == Some(&count)).then_some(()));
+    world.events.clear();
+    ids
+}
+
+fn darken(world: &mut World, addr: SocketAddr) {
+    world.fake.pipe.options_mut().dark.push(addr);
+}
+
+fn lighten(world: &mut World) {
+    world.fake.pipe.options_mut().dark.clear();
+}
+
+#[test]
+fn a_lost_controller_is_connected_again_and_its_io_ends_once() {
+    for qid in [0, 1, 2] {
+        let mut world = world();
+        let id = world.live(CtrlConfig { io_queues: 2, ..config() });
+        world.fake.knobs.hook = Box::new(|_| Hook::Ignore);
+        for tag in 0..20 {
+            world.host.submit(world.now, id, tag as usize % 2, read(tag)).unwrap();
+        }
+        run_for(&mut world, MS);
+        world.fake.reset(world.now, qid);
+        let lost = world.event();
+        assert!(matches!(lost, HostEvent::Disconnected { ctrl, .. } if ctrl == id), "{lost:?}");
+        assert_eq!(state(&world, id), CtrlState::WaitReconnect);
+        assert!(world.host.submit(world.now, id, 0, read(99)).is_err());
+        // Nobody polls until it is live again.
+        let live = world.event();
+        assert!(matches!(live, HostEvent::Live { ctrl, .. } if ctrl == id), "{live:?}");
+        world.fake.knobs.hook = Box::new(|_| Hook::Serve);
+        world.host.submit(world.now, id, 1, read(77)).unwrap();
+        run_for(&mut world, MS);
+        let mut seen = BTreeMap::new();
+        while let Some(done) = world.host.poll_io() {
+            let lost = done.status.is(Status::HOST_PATHING_ERROR);
+            assert!(lost && done.tag < 20 || done.status.is_success() && done.tag == 77);
+            assert!(done.buf.is_some());
+            *seen.entry(done.tag).or_insert(0) += 1;
+        }
+        assert_eq!(seen.len(), 21);
+        assert!(seen.values().all(|times| *times == 1));
+        let status = world.host.status(id);
+        assert_eq!((status.state, status.reconnects, status.attempts), (CtrlState::Live, 1, 0));
+        assert_eq!(world.host.transport().conns(), 3);
+        assert_eq!(world.host.controllers().collect::<Vec<_>>(), [id]);
+        run_for(&mut world, Duration::from_secs(30));
+        assert!(world.events.is_empty(), "{:?}", world.events);
+    }
+}
+
+#[test]
+fn refusals_that_may_pass_are_tried_again_less_and_less_often() {
+    let mut world = world();
+    world.fake.knobs.refuse = Some((Status::CONNECT_CONTROLLER_BUSY, 0));
+    let id = world.connect(config());
+    assert!(matches!(world.event(), HostEvent::Disconnected { .. }));
+    run_for(&mut world, Duration::from_secs(1));
+    let first = world.host.figures().attempts;
+    run_for(&mut world, Duration::from_secs(100));
+    let attempts = world.host.figures().attempts - first;
+    assert!((4..=50).contains(&first), "{first}");
+    assert!((50..=500).contains(&attempts), "{attempts}");
+    assert_eq!(u64::from(world.host.status(id).attempts), first + attempts);
+    assert_eq!(world.host.status(id).reach, Reach::Reachable);
+    world.fake.knobs.refuse = None;
+    assert!(world.events.is_empty(), "an outage is told once");
+    let live = within(&mut world, Duration::from_millis(2100));
+    assert!(matches!(live, Some(HostEvent::Live { .. })), "{live:?}");
+}
+
+#[test]
+fn an_outage_that_lasts_too_long_fails_once() {
+    for dark in [false, true] {
+        let mut world = world();
+        let loss = Duration::from_secs(10);
+        let reconnect = Some(Reconnect { ctrl_loss: Some(loss), ..Reconnect::default() });
+        let id = world.live(CtrlConfig { reconnect, ..config() });
+        if dark {
+            darken(&mut world, address());
+        } else {
+            world.fake.knobs.refuse = Some((Status::CONNECT_CONTROLLER_BUSY, 0));
+            world.fake.reset_all(world.now);
+        }
+        assert!(matches!(world.event(), HostEvent::Disconnected { .. }));
+        let start = world.now;
+        assert!(matches!(world.event(), HostEvent::Failed { .. }));
+        let after = world.now - start;
+        assert!(after >= loss - MS && after <= loss + 3200 * MS, "{after:?}");
+        assert_eq!(state(&world, id), CtrlState::Lost);
+        assert_eq!(world.host.controllers().count(), 0);
+        let attempts = world.host.figures().attempts;
+        run_for(&mut world, Duration::from_secs(60));
+        assert!(world.events.is_empty(), "{:?}", world.events);
+        assert_eq!(world.host.figures().attempts, attempts);
+        lighten(&mut world);
+        world.fake.knobs.refuse = None;
+        assert_ne!(world.live(config()), id);
+    }
+}
+
+#[test]
+fn a_refusal_for_good_is_final_at_once() {
+    let mut world = world();
+    let id = world.live(config());
+    world.fake.knobs.refuse = Some((Status::CONNECT_INVALID_HOST, 0));
+    world.fake.reset_all(world.now);
+    assert!(matches!(world.event(), HostEvent::Disconnected { .. }));
+    let HostEvent::Failed { failure, .. } = world.event() else { panic!() };
+    assert!(!failure.is_retryable());
+    assert_eq!(world.host.status(id).failure, Some(failure));
+    assert_eq!(world.host.figures().attempts, 2);
+}
+
+#[test]
+fn without_reconnect_the_first_loss_is_the_last() {
+    let mut world = world();
+    world.live(once());
+    world.fake.reset_all(world.now);
+    assert!(matches!(world.event(), HostEvent::Failed { .. }));
+    run_for(&mut world, Duration::from_secs(10));
+    assert_eq!(world.host.figures().attempts, 1);
+}
+
+#[test]
+fn one_tests_an_unreachable_address_and_all_return_when_it_does() {
+    let mut world = large();
+    let other = "10.0.0.3:4420".parse().unwrap();
+    world.fake.pipe.listen(Instant::ZERO, other, &ListenOptions::default()).unwrap();
+    let ids = many(&mut world, 200, &[address(), other]);
+    darken(&mut world, address());
+    run_for(&mut world, Duration::from_secs(8));
+    assert_eq!(kinds(&world.events), BTreeMap::from([("disconnected", 100)]));
+    world.events.clear();
+    let before = world.host.figures().attempts;
+    run_for(&mut world, Duration::from_secs(60));
+    let attempts = world.host.figures().attempts - before;
+    assert!((200..=310).contains(&attempts), "{attempts} tests in a minute");
+    assert!(world.events.is_empty(), "{:?}", world.events);
+    let waits = |id: &&CtrlId| state(&world, **id) == CtrlState::WaitReconnect;
+    assert!((99..=100).contains(&ids.iter().filter(waits).count()));
+    assert_eq!(world.host.status(ids[0]).reach, Reach::Silent);
+    assert_eq!(world.host.status(ids[1]).reach, Reach::Reachable);
+
+    lighten(&mut world);
+    let (start, before) = (world.now, world.host.figures().attempts);
+    world.until(|world| (kinds(&world.events).get("live") == Some(&100)).then_some(()));
+    let after = world.now - start;
+    assert!(after < 500 * MS, "{after:?}");
+    assert!(world.host.figures().attempts - before <= 101);
+    assert_eq!(kinds(&world.events).len(), 1);
+    for (at, id) in ids.iter().enumerate() {
+        let status = world.host.status(*id);
+        let expected = (CtrlState::Live, if at % 2 == 0 { 1 } else { 0 });
+        assert_eq!((status.state, status.reconnects), expected);
+    }
+}
+
+#[test]
+fn admission_bounds_how_many_connect_in_a_second() {
+    let limits = HostLimits {
+        controllers: 300,
+        admission_per_s: 100,
+        admission_burst: 10,
+        ..HostLimits::default()
+    };
+    let mut world = World::with_limits(1, PipeOptions::default(), limits);
+    many(&mut world, 100, &[address()]);
+    run_for(&mut world, Duration::from_secs(1));
+    world.fake.reset_all(world.now);
+    let before = world.host.figures().attempts;
+    run_for(&mut world, Duration::from_secs(1));
+    // Each takes two connections.
+    let attempts = world.host.figures().attempts - before;
+    assert!((50..=56).contains(&attempts), "{attempts}");
+    run_for(&mut world, Duration::from_secs(2));
+    assert_eq!(kinds(&world.events), BTreeMap::from([("disconnected", 100), ("live", 100)]));
+    assert_eq!(world.host.figures().attempts, 200);
+}
+
+#[test]
+fn a_port_that_refuses_is_tested_until_someone_listens() {
+    let mut world = large();
+    let addr = "10.0.0.2:4421".parse().unwrap();
+    let healthy = world.live(config());
+    for _ in 0..50 {
+        world.connect(CtrlConfig { addr, ..config() });
+    }
+    run_for(&mut world, Duration::from_secs(10));
+    assert_eq!(kinds(&world.events), BTreeMap::from([("disconnected", 50)]));
+    let attempts = world.host.figures().attempts;
+    assert!((100..=1 + 50 + 105).contains(&attempts), "{attempts}");
+    assert_eq!(world.host.status(healthy).reach, Reach::Reachable);
+    world.events.clear();
+    world.fake.pipe.listen(world.now, addr, &ListenOptions::default()).unwrap();
+    run_for(&mut world, 300 * MS);
+    assert_eq!(kinds(&world.events), BTreeMap::from([("live", 50)]));
+}
+
+#[test]
+fn reset_connects_again_at_once() {
+    let mut world = world();
+    let id = world.live(config());
+    world.fake.knobs.hook = Box::new(|_| Hook::Ignore);
+    world.host.submit(world.now, id, 0, read(5)).unwrap();
+    run_for(&mut world, MS);
+    world.host.reset(world.now, id);
+    let done = world.host.poll_io().unwrap();
+    assert!(done.tag == 5 && done.status.is(Status::HOST_PATHING_ERROR));
+    assert_eq!(state(&world, id), CtrlState::Connecting);
+    let live = within(&mut world, 20 * MS);
+    assert!(matches!(live, Some(HostEvent::Live { ctrl, .. }) if ctrl == id), "{live:?}");
+    assert_eq!((world.host.status(id).reconnects, world.host.transport().conns()), (1, 2));
+    assert!(world.host.poll_io().is_none());
+}
+
+#[test]
+fn reset_asks_nobody_whether_the_address_is_reachable() {
+    let mut world = world();
+    let id = world.live(config());
+    darken(&mut world, address());
+    run_for(&mut world, Duration::from_secs(20));
+    let before = world.host.figures().attempts;
+    world.host.reset(world.now, id);
+    assert_eq!(world.host.figures().attempts, before + 1);
+    lighten(&mut world);
+    run_for(&mut world, Duration::from_secs(1));
+    assert_eq!(kinds(&world.events), BTreeMap::from([("disconnected", 1), ("live", 1)]));
+}
+
+#[test]
+fn disconnect_while_it_waits_closes_it_once() {
+    let mut world = world();
+    let id = world.live(config());
+    darken(&mut world, address());
+    assert!(matches!(world.event(), HostEvent::Disconnected { .. }));
+    run_for(&mut world, Duration::from_secs(1));
+    world.host.disconnect(world.now, id);
+    assert_eq!(world.event(), HostEvent::Closed { ctrl: id });
+    assert_eq!(state(&world, id), CtrlState::Deleted);
+    lighten(&mut world);
+    let next = world.live(config());
+    assert_ne!(next, id);
+    run_for(&mut world, Duration::from_secs(10));
+    assert!(world.events.is_empty(), "{:?}", world.events);
+}
+
+#[test]
+fn figures_count_keep_alives_and_deadlines() {
+    let mut world = world();
+    let id = world.live(config());
+    run_for(&mut world, Duration::from_secs(26));
+    let figures = world.host.figures();
+    assert_eq!((figures.keep_alives, figures.keep_alives_lost), (10, 0));
+    assert_eq!((figures.keep_alive_late_max, figures.deadlines_early), (Duration::ZERO, 0));
+    // The caller does not turn for a while.
+    let due = world.host.status(id).timers.iter().find(|t| t.0 == "keep-alive").unwrap().1;
+    world.now = due + 7 * MS;
+    world.turn();
+    let figures = world.host.figures();
+    assert_eq!(figures.keep_alive_late_max, 7 * MS);
+    assert!(figures.deadline_late_max >= 7 * MS && figures.deadlines_per_turn_max == 1);
+    world.fake.knobs.silent_keep_alive = true;
+    assert!(matches!(world.event(), HostEvent::Disconnected { .. }));
+    assert_eq!(world.host.figures().keep_alives_lost, 1);
+}

@@ -8,8 +8,9 @@ use std::time::Duration;
 use moorline_stack::{Instant, Transport};
 
 use super::bringup::Step;
-use super::controller::{KeepAliveFigures, Phase};
+use super::controller::Phase;
 use super::driver::{Entry, Host};
+use super::keep_alive::KeepAliveFigures;
 use super::life::LifeState;
 use super::{CtrlId, Failure, Reach, Stage};
 

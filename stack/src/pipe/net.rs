@@ -47,6 +47,8 @@ struct Slot {
 
 #[derive(Debug)]
 struct Conn {
+    /// The address that it was made to.
+    to: SocketAddr,
     sides: [Side; 2],
     flows: [Flow; 2],
 }
@@ -221,8 +223,8 @@ impl Net {
         };
         let (a, b) = (flow(&side, &other), flow(&other, &side));
         let conn = match end {
-            0 => Conn { sides: [side, other], flows: [a, b] },
-            _ => Conn { sides: [other, side], flows: [b, a] },
+            0 => Conn { to: remote, sides: [side, other], flows: [a, b] },
+            _ => Conn { to: remote, sides: [other, side], flows: [b, a] },
         };
         if number == self.conns.len() {
             self.conns.push(None);
@@ -365,7 +367,8 @@ impl Net {
     pub fn turn(&mut self, now: Instant, end: usize) {
         self.ends[end].now = now;
         for number in 0..self.conns.len() {
-            if !self.options.blackhole {
+            let dark = self.conns[number].as_ref().is_some_and(|conn| self.is_dark(conn));
+            if !dark {
                 self.arrive(now, end, number);
             }
             self.expire(now, end, number);
@@ -379,9 +382,13 @@ impl Net {
         }
     }
 
+    fn is_dark(&self, conn: &Conn) -> bool {
+        self.options.blackhole || self.options.dark.contains(&conn.to)
+    }
+
     pub fn poll_timeout(&self, end: usize) -> Option<Instant> {
-        let dark = self.options.blackhole;
         let due = |conn: &Conn| {
+            let dark = self.is_dark(conn);
             let side = &conn.sides[end];
             let deadline = conn.deadline(end).map(|(at, _)| at);
             let mut arrivals = [None; 4];

@@ -1,0 +1,97 @@
+//! A controller's keep alive and its asynchronous events: the commands that it sends by itself.
+//!
+//! What always holds: one keep alive is under way at most, and its lateness is measured when it is
+//! submitted; as many event requests are posted as are wanted.
+
+use std::time::Duration;
+
+use moorline_stack::Instant;
+use moorline_stack::time::earliest;
+
+use super::HostEvent;
+use super::controller::{ADMIN_RESERVE, Action, Controller};
+use super::qpair::Qpair;
+use super::work::Work;
+use crate::spec::Cqe;
+use crate::spec::aer::AsyncEvent;
+
+/// Asynchronous event requests that we keep posted, at most.
+const AERS_MAX: u8 = 4;
+
+/// What became of the keep alives since it was last looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KeepAliveFigures {
+    pub sent: u64,
+    pub lost: u64,
+    pub late_max: Duration,
+}
+
+/// Keep alive (NVMe Base, "Keep Alive").
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KeepAlive {
+    /// When to send the next, or to look whether there was traffic.
+    pub due: Option<Instant>,
+    /// One was sent and not answered.
+    pub outstanding: bool,
+    /// Completions when it was last looked at (TBKAS).
+    completions_seen: u64,
+}
+
+impl Controller {
+    /// Keep alive starts right after Connect: the bring-up may take longer than KATO.
+    pub(super) fn start_keep_alive(&mut self, now: Instant) {
+        self.keep_alive.due = self.keep_alive_pause().map(|pause| now + pause);
+    }
+
+    /// KATO was read back.
+    pub(super) fn kato_known(&mut self, now: Instant, kato: Duration) {
+        self.info.kato = kato;
+        let due = self.keep_alive_pause().map(|pause| now + pause);
+        self.keep_alive.due = earliest(self.keep_alive.due, due).filter(|_| due.is_some());
+    }
+
+    /// Sent every KATO/2; with traffic based keep alive, considered every KATO/4.
+    fn keep_alive_pause(&self) -> Option<Duration> {
+        let parts = if self.info.tbkas { 4 } else { 2 };
+        (self.info.kato > Duration::ZERO).then(|| self.info.kato / parts)
+    }
+
+    pub(super) fn keep_alive_due(&mut self, now: Instant, due: Instant) {
+        self.keep_alive.due = self.keep_alive_pause().map(|pause| now + pause);
+        let completions = self.qpairs.iter().map(Qpair::completions).sum();
+        let traffic = completions != self.keep_alive.completions_seen;
+        self.keep_alive.completions_seen = completions;
+        if self.keep_alive.outstanding || self.info.tbkas && traffic {
+            return;
+        }
+        if self.qpairs[0].has_room(0) {
+            self.keep_alive.outstanding = true;
+            let figures = &mut self.keep_alive_figures;
+            figures.sent += 1;
+            figures.late_max = figures.late_max.max(now - due);
+            self.qpairs[0].submit(now, Work::keep_alive(self.info.kato));
+        }
+    }
+
+    /// Posts event requests up to what is wanted.
+    pub(super) fn post_aers(&mut self, now: Instant) {
+        while self.aers_posted < self.aers_wanted.min(AERS_MAX)
+            && self.qpairs[0].has_room(ADMIN_RESERVE)
+        {
+            self.aers_posted += 1;
+            self.qpairs[0].submit(now, Work::aer());
+        }
+    }
+
+    /// The next request is posted when the caller has taken the event: no event is lost, and
+    /// none piles up.
+    pub(super) fn aer_done(&mut self, cqe: &Cqe) {
+        self.aers_posted -= 1;
+        if !cqe.status().is_success() {
+            self.aers_wanted = self.aers_wanted.min(self.aers_posted);
+            return;
+        }
+        let AsyncEvent { event_type: kind, info, lid } = AsyncEvent::from_dw0(cqe.dw0.get());
+        self.actions.push_back(Action::Tell(HostEvent::Aen { ctrl: self.id, kind, info, lid }));
+    }
+}
