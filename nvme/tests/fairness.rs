@@ -202,7 +202,7 @@ fn a_host_that_slept_finds_the_answer_that_came_in_time() {
             world.run_for(ms(1));
             world.host_is = End::Awake;
         }
-        world.now = world.now + KATO + ms(700);
+        world.now += KATO + ms(700);
         // The host wakes first; the target finds its next keep alive.
         world.target_is = End::Frozen;
         world.run_for(ms(1));
@@ -221,7 +221,7 @@ fn a_host_that_slept_finds_the_completion_that_came_in_time() {
         world.host.flush(world.now);
         world.host_is = asleep;
         world.until(|world| (world.target.stats().reads == 1).then_some(()));
-        world.now = world.now + ms(31_000);
+        world.now += ms(31_000);
         world.host_is = End::Awake;
         let done = world.until(|world| world.host.poll_io());
         assert_eq!(done.status, Status::SUCCESS, "{asleep:?}");
@@ -387,7 +387,7 @@ fn keep_alives_leave_in_time_though_all_queues_are_saturated() {
             bufs.extend(done.buf);
             ios += 1;
         }
-        world.now = world.now + TURN;
+        world.now += TURN;
     }
     assert!(ios > 10_000, "{ios} I/Os: the queues were not saturated");
     assert!(late_max <= 2 * TURN, "{late_max:?}: due in one turn, and one way to the target");

@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::Duration;
 
 use moorline_stack::deadlines::Deadlines;
 use moorline_stack::time::earliest;
@@ -147,15 +146,7 @@ impl<T: Transport> Host<T> {
         if config.hpda > 31 {
             return Err(invalid(format!("HPDA {} is not 0 to 31", config.hpda)));
         }
-        if config.reconnect.is_some_and(|r| r.delay_min.is_zero() || r.delay_max < r.delay_min) {
-            return Err(invalid("reconnect: delay_min is not above 0 and up to delay_max".into()));
-        }
-        if config.reconnect.is_some_and(|r| r.probe_interval.is_zero()) {
-            return Err(invalid("reconnect: probe_interval is 0".into()));
-        }
-        if config.kato > Duration::ZERO && config.kato < Duration::from_millis(100) {
-            return Err(invalid(format!("KATO {:?} is below 100 ms", config.kato)));
-        }
+        config.lint().map_err(|error| invalid(error.to_string()))?;
         Ok(Names {
             hostnqn: nqn("host NQN", &self.identity.hostnqn)?,
             hostid: HostId::from_bytes(self.identity.hostid),

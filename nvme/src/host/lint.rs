@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::CtrlConfig;
+use super::{CtrlConfig, Reconnect};
 
 /// No timeout is shorter: a turn may take as long.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -16,6 +16,8 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 const KATO_MIN: Duration = Duration::from_millis(100);
 /// Longest wait for a connection to go after a TermReq (NVMe/TCP transport, "error handling").
 const TERM_MAX: Duration = Duration::from_secs(30);
+/// How often an address that does not answer may be tested.
+const PROBE_MIN: Duration = Duration::from_millis(10);
 /// A connection's RTO is at least this, divided by its clock factor.
 const RTO_MIN: Duration = Duration::from_secs(1);
 
@@ -68,7 +70,8 @@ impl CtrlConfig {
     pub fn lint(&self) -> Result<(), LintError> {
         self.lint_ranges()?;
         self.lint_connect()?;
-        self.lint_path()
+        self.lint_path()?;
+        self.reconnect.iter().try_for_each(|reconnect| self.lint_reconnect(reconnect))
     }
 
     /// Gives the whole connect `total`, and no stage of it more than that.
@@ -77,6 +80,9 @@ impl CtrlConfig {
         t.connect_total = total;
         for stage in [&mut t.icresp, &mut t.connect, &mut self.conn.connect_timeout] {
             *stage = total.min(*stage);
+        }
+        if let Some(reconnect) = &mut self.reconnect {
+            reconnect.probe_timeout = total.min(reconnect.probe_timeout);
         }
     }
 
@@ -127,6 +133,26 @@ impl CtrlConfig {
         let rto = RTO_MIN.checked_div(self.conn.clock_factor).ok_or(LintError::ClockFactor)?;
         let ack = ("ack timeout", self.conn.ack_timeout);
         at_least(ack, 2 * rto, "a lost segment must have been sent again before (twice the RTO)")
+    }
+
+    /// Pauses grow up to their most, and that at least once before the controller is lost.
+    fn lint_reconnect(&self, reconnect: &Reconnect) -> Result<(), LintError> {
+        let delay_min = ("reconnect delay_min", reconnect.delay_min);
+        let delay_max = ("reconnect delay_max", reconnect.delay_max);
+        at_least(delay_min, SHORTEST, "attempts without a pause are a storm")?;
+        exceeds_not(delay_min, delay_max, "a pause lies between the two")?;
+        at_most(delay_max, LONGEST, "a wait so long is none")?;
+        if let Some(ctrl_loss) = reconnect.ctrl_loss {
+            let why = "it would be lost before its next attempt; no ctrl_loss is for ever";
+            exceeds_not(delay_max, ("reconnect ctrl_loss", ctrl_loss), why)?;
+        }
+        let probe_timeout = ("reconnect probe_timeout", reconnect.probe_timeout);
+        at_least(probe_timeout, SHORTEST, "a wait that is over at once finds nothing")?;
+        let total = ("connect timeout", self.timeouts.connect_total);
+        exceeds_not(probe_timeout, total, "a stage ends within the whole connect")?;
+        let probe_interval = ("reconnect probe_interval", reconnect.probe_interval);
+        at_least(probe_interval, PROBE_MIN, "an address that is down is not to be flooded")?;
+        at_most(probe_interval, LONGEST, "a wait so long is none")
     }
 }
 
@@ -210,5 +236,25 @@ mod tests {
         assert!(long.starts_with("ack timeout of 2147483.648s is above 86400s"), "{long}");
         let still = told(|config| config.conn.clock_factor = 0);
         assert!(still.starts_with("clock factor of 0"), "{still}");
+    }
+
+    #[test]
+    fn reconnects_pause_and_are_tried_before_the_controller_is_lost() {
+        let reconnect = |change: fn(&mut Reconnect)| {
+            told(|config| change(config.reconnect.insert(Reconnect::default())))
+        };
+        assert_eq!(reconnect(|_| {}), "fine");
+        assert_eq!(reconnect(|r| r.ctrl_loss = None), "fine");
+        let storm = reconnect(|r| r.delay_min = Duration::ZERO);
+        assert!(storm.starts_with("reconnect delay_min of 0ns is below 1ms"), "{storm}");
+        let order = reconnect(|r| r.delay_min = ms(2001));
+        assert!(order.starts_with("reconnect delay_min of 2.001s exceeds reconnect delay_max of"));
+        let lost = reconnect(|r| r.ctrl_loss = Some(ms(1999)));
+        let expected = "reconnect delay_max of 2s exceeds reconnect ctrl_loss of 1.999s";
+        assert!(lost.starts_with(expected), "{lost}");
+        let probe = reconnect(|r| r.probe_timeout = ms(3001));
+        assert!(probe.starts_with("reconnect probe_timeout of 3.001s exceeds connect timeout"));
+        let flood = reconnect(|r| r.probe_interval = ms(9));
+        assert!(flood.starts_with("reconnect probe_interval of 9ms is below 10ms"), "{flood}");
     }
 }
