@@ -1,5 +1,6 @@
 //! The subcommands, one file each: options, and `run`.
 
+pub mod ctl;
 pub mod discover;
 pub mod doctor;
 pub mod floor;

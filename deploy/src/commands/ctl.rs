@@ -1,0 +1,365 @@
+//! `moorline ctl`: asks a running `moorline serve`, and prints the answer for people, or as JSON.
+
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::{Args, Subcommand};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::exit::Exit;
+use crate::out;
+use crate::perf::report::{SCHEMA, VERSION};
+use crate::serve::config::{SOCKET, Settings};
+use crate::serve::proto::{Cmd, Ctrl, List, Request};
+use crate::signals::Stop;
+
+/// More than any answer takes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a follower of the events looks whether the user wants an end.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Options of `ctl`.
+#[derive(Args, Clone, Debug)]
+pub struct CtlArgs {
+    /// The control socket of `moorline serve`.
+    #[arg(long, value_name = "PATH", default_value = SOCKET, global = true)]
+    pub socket: PathBuf,
+    /// Print JSON, one line (of `events`: one a line).
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What is asked.
+    #[command(subcommand)]
+    pub what: What,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, Subcommand)]
+pub enum What {
+    /// The controllers: state, since when, attempts, next attempt, and why.
+    List,
+    /// What happens from now on, until you end it.
+    Events,
+    /// Counters and latenesses of the reactor.
+    Figures,
+    /// Drop a controller's connections and reconnect at once; one given up is tried anew.
+    Reset {
+        /// Its name.
+        name: String,
+    },
+    /// Hold one more controller.
+    Connect(ConnectArgs),
+    /// Shut a controller down in order, and forget it.
+    Disconnect {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A new controller.
+#[derive(Args, Clone, Debug)]
+pub struct ConnectArgs {
+    /// Our own name for it.
+    pub name: String,
+    /// The target's address.
+    #[arg(short = 'a', long, value_name = "IP")]
+    pub traddr: IpAddr,
+    /// Its TCP port [default: that of the file's defaults, else 4420].
+    #[arg(short = 's', long, value_name = "PORT")]
+    pub trsvcid: Option<u16>,
+    /// The subsystem's NQN.
+    #[arg(short = 'n', long, value_name = "NQN")]
+    pub nqn: String,
+    /// Any other setting of a [[controller]] in the configuration file; repeatable.
+    #[arg(short = 'o', long, value_name = "KEY=VALUE")]
+    pub option: Vec<String>,
+}
+
+/// Runs `ctl`.
+///
+/// # Errors
+/// When nobody serves there, or what was asked cannot be said.
+pub fn run(args: CtlArgs) -> Result<Exit> {
+    let request = match &args.what {
+        What::List => Request::new(Cmd::List),
+        What::Events => Request::new(Cmd::Events),
+        What::Figures => Request::new(Cmd::Figures),
+        What::Reset { name } => named(Cmd::Reset, name),
+        What::Disconnect { name } => named(Cmd::Disconnect, name),
+        What::Connect(connect) => {
+            Request { controller: Some(Box::new(settings(connect)?)), ..Request::new(Cmd::Connect) }
+        }
+    };
+    let mut client = Client::open(&args.socket)?;
+    match args.what {
+        What::List => list(&mut client, &args),
+        What::Events => follow(client, &request, args.json),
+        _ => {
+            let answer = client.ask(&request)?;
+            if let Some(why) = refusal(&answer) {
+                out::note(format_args!("moorline: {why}"));
+                return Ok(Exit::FellShort);
+            }
+            match args.what {
+                _ if args.json => out::line(format_args!("{}", report(&args.socket, answer)))?,
+                What::Figures => out::text(&figures_text(&answer["figures"], 0))?,
+                _ => {}
+            }
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+fn named(cmd: Cmd, name: &str) -> Request {
+    Request { name: Some(name.to_owned()), ..Request::new(cmd) }
+}
+
+/// The settings that the command line gives, by the names that the file has for them.
+fn settings(args: &ConnectArgs) -> Result<Settings> {
+    let mut table = toml::Table::new();
+    for option in &args.option {
+        let (key, value) = option
+            .split_once('=')
+            .with_context(|| format!("--option {option:?}: write it as KEY=VALUE"))?;
+        let value = match (value.parse::<i64>(), value.parse::<bool>()) {
+            (Ok(number), _) => number.into(),
+            (_, Ok(flag)) => flag.into(),
+            _ => toml::Value::from(value),
+        };
+        table.insert(key.to_owned(), value);
+    }
+    let settings = Settings::deserialize(table).context("--option")?;
+    Ok(Settings {
+        name: Some(args.name.clone()),
+        traddr: Some(args.traddr),
+        trsvcid: args.trsvcid.or(settings.trsvcid),
+        nqn: Some(args.nqn.clone()),
+        ..settings
+    })
+}
+
+/// A connection to the control socket.
+struct Client {
+    stream: BufReader<UnixStream>,
+    line: Vec<u8>,
+}
+
+impl Client {
+    fn open(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => anyhow!(
+                "nobody serves at {}: start `moorline serve`, or say --socket",
+                socket.display()
+            ),
+            _ => anyhow!("{}: {error}", socket.display()),
+        })?;
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT)).context("the control socket")?;
+        Ok(Self { stream: BufReader::new(stream), line: Vec::new() })
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Value> {
+        let line = serde_json::to_string(request)? + "\n";
+        // Who turns us away says so before it closes: that is to be read, whatever becomes of this.
+        let wrote = self.stream.get_mut().write_all(line.as_bytes());
+        match self.read()? {
+            Some(answer) => Ok(answer),
+            None if wrote.is_err() => bail!("the server closed the connection"),
+            None => bail!("no answer within {ANSWER_TIMEOUT:?}"),
+        }
+    }
+
+    /// The next line, or `None` when none came in time; what came of it is kept.
+    fn read(&mut self) -> Result<Option<Value>> {
+        match self.stream.read_until(b'\n', &mut self.line) {
+            Ok(_) if self.line.ends_with(b"\n") => {
+                let value = serde_json::from_slice(&self.line).context("reading an answer")?;
+                self.line.clear();
+                Ok(Some(value))
+            }
+            Ok(_) => bail!("the server closed the connection"),
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => Ok(None),
+                _ => Err(error).context("reading an answer"),
+            },
+        }
+    }
+}
+
+/// Why the server did not do it, if it did not.
+fn refusal(answer: &Value) -> Option<&str> {
+    (answer["ok"] != true).then(|| answer["error"].as_str().unwrap_or("it was refused"))
+}
+
+/// An answer as a report of ours.
+fn report(socket: &Path, mut answer: Value) -> Value {
+    answer["schema"] = SCHEMA.into();
+    answer["version"] = VERSION.into();
+    answer["conditions"] = json!({ "socket": socket });
+    answer
+}
+
+/// All pages.
+fn list(client: &mut Client, args: &CtlArgs) -> Result<Exit> {
+    let mut controllers = Vec::new();
+    let mut request = Request::new(Cmd::List);
+    loop {
+        let answer = client.ask(&request)?;
+        if let Some(why) = refusal(&answer) {
+            out::note(format_args!("moorline: {why}"));
+            return Ok(Exit::FellShort);
+        }
+        let page = List::deserialize(answer).context("reading an answer")?;
+        controllers.extend(page.controllers);
+        let Some(next) = page.next else { break };
+        // A server that leads in a circle is not followed.
+        ensure!(request.after.as_ref() < Some(&next), "the pages of the list are out of order");
+        request.after = Some(next);
+    }
+    if args.json {
+        let whole = json!({ "controllers": controllers });
+        out::line(format_args!("{}", report(&args.socket, whole)))?;
+    } else {
+        out::text(&table(&controllers))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Prints events until the user has enough.
+fn follow(mut client: Client, request: &Request, as_json: bool) -> Result<Exit> {
+    let stop = Stop::on_signals()?;
+    let answer = client.ask(request)?;
+    if let Some(why) = refusal(&answer) {
+        out::note(format_args!("moorline: {why}"));
+        return Ok(Exit::FellShort);
+    }
+    client.stream.get_mut().set_read_timeout(Some(TICK)).context("the control socket")?;
+    while !stop.requested() {
+        match client.read()? {
+            Some(event) if as_json => out::line(format_args!("{event}"))?,
+            Some(event) => out::line(format_args!("{}", event_text(&event)))?,
+            None => {}
+        }
+    }
+    Ok(stop.exit())
+}
+
+/// An event for a person.
+fn event_text(event: &Value) -> String {
+    let text = |key: &str| event[key].as_str().unwrap_or("?");
+    match text("event") {
+        "missed" => format!("(too slow: {} events missed)", event["count"]),
+        "live" => format!("{}: live, after {} ms", text("name"), event["after_ms"]),
+        kind @ ("disconnected" | "failed") => {
+            format!("{}: {kind}: {}", text("name"), text("reason"))
+        }
+        kind => format!("{}: {kind}", text("name")),
+    }
+}
+
+/// Figures as lines of `name value`, what lies within others further in.
+fn figures_text(figures: &Value, depth: usize) -> String {
+    let mut text = String::new();
+    for (name, value) in figures.as_object().into_iter().flatten() {
+        let indent = "  ".repeat(depth);
+        match value {
+            Value::Object(_) => {
+                text += &format!("{indent}{name}\n{}", figures_text(value, depth + 1));
+            }
+            _ => text += &format!("{:32} {value}\n", format!("{indent}{name}")),
+        }
+    }
+    text
+}
+
+/// The controllers as a table; the columns are as wide as what is in them.
+fn table(controllers: &[Ctrl]) -> String {
+    let head = ["NAME", "ADDRESS", "STATE", "SINCE", "TRIES", "NEXT", "REACH", "AWAITS", "REASON"];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(controllers.iter().map(|c| {
+        [
+            c.name.clone(),
+            c.addr.clone(),
+            c.state.clone(),
+            age(c.since_ms),
+            c.attempts.to_string(),
+            c.next_attempt_ms.map_or("-".into(), age),
+            c.reach.clone(),
+            if c.awaited.is_empty() { "-".into() } else { c.awaited.clone() },
+            c.reason.clone().unwrap_or("-".into()),
+        ]
+    }));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: [usize; 9] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            line += &format!("{cell:width$}  ");
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// A time in the unit that a person would choose.
+fn age(ms: f64) -> String {
+    match ms {
+        ms if ms < 1e3 => format!("{ms:.0}ms"),
+        ms if ms < 120e3 => format!("{:.1}s", ms / 1e3),
+        ms if ms < 7200e3 => format!("{:.0}m", ms / 60e3),
+        ms => format!("{:.0}h", ms / 3600e3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connect(options: &[&str]) -> Result<Settings> {
+        settings(&ConnectArgs {
+            name: "a".into(),
+            traddr: "10.0.0.1".parse().unwrap(),
+            trsvcid: None,
+            nqn: "nqn.x".into(),
+            option: options.iter().map(|&option| option.into()).collect(),
+        })
+    }
+
+    #[test]
+    fn options_have_the_names_and_forms_of_the_file() {
+        let made = connect(&["nr_io_queues=2", "hdr_digest=true", "connect_tmo=20ms"]).unwrap();
+        assert_eq!((made.nr_io_queues, made.hdr_digest), (Some(2), Some(true)));
+        assert_eq!(made.connect_tmo.unwrap().0, Duration::from_millis(20));
+        let error = |option| format!("{:#}", connect(&[option]).unwrap_err());
+        assert!(error("io_tmo=3").contains("io_tmo"));
+        assert!(error("x").contains("KEY=VALUE"));
+    }
+
+    #[test]
+    fn the_table_is_as_wide_as_what_is_in_it() {
+        let ctrl = Ctrl {
+            name: "a-long-name".into(),
+            state: "wait-reconnect".into(),
+            since_ms: 1500.0,
+            next_attempt_ms: Some(20.0),
+            reason: Some("connection refused".into()),
+            ..Ctrl::default()
+        };
+        let text = table(&[ctrl]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0].find("ADDRESS"), Some(13));
+        assert_eq!(lines[0].find("STATE"), lines[1].find("wait-reconnect"));
+        assert!(lines[1].contains("1.5s") && lines[1].ends_with("connection refused"));
+    }
+
+    #[test]
+    fn figures_within_others_are_further_in() {
+        let text = figures_text(&json!({ "turns": 5, "turn_us": { "max": 7 } }), 0);
+        assert!(text.contains("turns") && text.contains("\n  max"), "{text}");
+    }
+}
