@@ -10,10 +10,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use moorline_nvme::host::CtrlConfig;
 use moorline_stack::transport::ConnOptions;
 
-use crate::commands::{discover, doctor, floor, identify, perf, rig, target};
+use crate::commands::{ctl, discover, doctor, floor, identify, perf, rig, target};
 use crate::exit::Exit;
 use crate::perf::report::{TransportKind, VERSION};
 use crate::perf::workload::parse_duration;
+use crate::serve;
 
 /// NVMe/TCP in userspace, over AF_XDP or kernel sockets.
 #[derive(Debug, Parser)]
@@ -39,6 +40,14 @@ pub enum Command {
         moorline target --netns moorline-target --dev t0 --addr 10.99.0.12/24 \\\n      \
         --backend file:/tmp/disk:1G")]
     Target(target::TargetArgs),
+    /// Hold the controllers that a file names, and connect them again whenever they are lost.
+    #[command(
+        after_help = "The file, and `moorline ctl`, which asks a running one, are described \
+        in deploy/CTL.md."
+    )]
+    Serve(serve::ServeArgs),
+    /// Ask a running `moorline serve`, and tell it what to do.
+    Ctl(ctl::CtlArgs),
     /// List the subsystems that a discovery controller knows.
     Discover(discover::DiscoverArgs),
     /// Show a subsystem's controller and namespaces.
@@ -64,6 +73,8 @@ impl Command {
         match self {
             Self::Perf(args) => perf::run(args),
             Self::Target(args) => target::run(args),
+            Self::Serve(args) => serve::run(&args),
+            Self::Ctl(args) => ctl::run(args),
             Self::Discover(args) => discover::run(args),
             Self::Identify(args) => identify::run(args),
             Self::Doctor(args) => doctor::run(args),

@@ -28,7 +28,15 @@ const RANDOM: &str = "/proc/sys/kernel/random/uuid";
 /// # Errors
 /// When an option or a file is malformed.
 pub fn host_identity(args: &HostArgs) -> Result<HostIdentity> {
-    identity_in(Path::new("/"), args.hostnqn.as_deref(), args.hostid.as_deref())
+    identity_of(args.hostnqn.as_deref(), args.hostid.as_deref())
+}
+
+/// As [`host_identity`], with what is given of it.
+///
+/// # Errors
+/// As [`host_identity`].
+pub fn identity_of(nqn: Option<&str>, id: Option<&str>) -> Result<HostIdentity> {
+    identity_in(Path::new("/"), nqn, id)
 }
 
 /// As [`host_identity`], with the files below `root`.

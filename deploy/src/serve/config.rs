@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum;
-use moorline_nvme::host::CtrlConfig;
-use moorline_nvme::limits::NQN_BYTES_MAX;
+use moorline_nvme::host::{CtrlConfig, Reconnect};
+use moorline_nvme::spec::Nqn;
 use moorline_stack::transport::ConnOptions;
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
@@ -70,7 +70,7 @@ impl Config {
         };
         let raw: Raw = toml::from_str(text).map_err(|error| {
             let at = place(error.span().map_or(0, |span| span.start));
-            anyhow::anyhow!("{at}: {}", error.message())
+            anyhow!("{at}: {}", error.message())
         })?;
         let defaults = raw.defaults;
         let mut wrong = Vec::new();
@@ -337,10 +337,7 @@ impl Settings {
         let port = self.trsvcid.or(defaults.trsvcid).unwrap_or(PORT);
         ensure!(port > 0, "trsvcid: port 0 is nobody's");
         let nqn = self.nqn.as_deref().context("it needs the subsystem's NQN (nqn)")?;
-        ensure!(
-            nqn.starts_with("nqn.") && nqn.len() <= NQN_BYTES_MAX,
-            "nqn {nqn:?}: it starts with \"nqn.\" and has at most {NQN_BYTES_MAX} characters"
-        );
+        Nqn::new(nqn).map_err(|error| anyhow!("nqn {nqn:?}: {error}"))?;
         let mut config = CtrlConfig::new(SocketAddr::new(traddr, port), nqn);
         self.over(defaults).apply(&mut config)?;
         Ok(config)
@@ -405,6 +402,14 @@ impl Settings {
         if let Some(timeout) = self.ack_timeout_exp.and_then(ConnOptions::ack_timeout_of_exp) {
             config.conn.ack_timeout = timeout;
         }
+        let mut reconnect = Reconnect::default();
+        set(&mut reconnect.delay_min, self.reconnect_delay_min);
+        set(&mut reconnect.delay_max, self.reconnect_delay_max);
+        set(&mut reconnect.probe_interval, self.probe_interval);
+        set(&mut reconnect.probe_timeout, self.probe_timeout);
+        reconnect.ctrl_loss = self.ctrl_loss_tmo.map_or(reconnect.ctrl_loss, |loss| loss.0);
+        check_reconnect(&reconnect)?;
+        config.reconnect = Some(reconnect);
         config.lint()?;
         Ok(())
     }
@@ -417,6 +422,25 @@ impl Settings {
         let mut any = CtrlConfig::new(SocketAddr::from(([0; 4], PORT)), "nqn.any");
         self.apply(&mut any)
     }
+}
+
+/// What the linter of the host does not look at.
+fn check_reconnect(r: &Reconnect) -> Result<()> {
+    let least = Duration::from_millis(1);
+    for (name, time) in [
+        ("reconnect_delay_min", r.delay_min),
+        ("probe_interval", r.probe_interval),
+        ("probe_timeout", r.probe_timeout),
+    ] {
+        ensure!(time >= least, "{name} of {time:?}: at least {least:?}, or it never rests");
+    }
+    ensure!(
+        r.delay_min <= r.delay_max,
+        "reconnect_delay_min of {:?} exceeds reconnect_delay_max of {:?}",
+        r.delay_min,
+        r.delay_max
+    );
+    Ok(())
 }
 
 fn check_name(name: &str) -> Result<()> {
@@ -482,13 +506,15 @@ ctrl_loss_tmo = "forever"
         assert_eq!((a.kato.as_secs(), b.kato.as_secs()), (2, 5));
         assert_eq!(a.conn.ack_timeout, Duration::from_millis(1024));
         assert_eq!(a.timeouts.connect_total, Duration::from_millis(500));
+        let loss = |config: &CtrlConfig| config.reconnect.unwrap().ctrl_loss;
+        assert_eq!((loss(a), loss(b)), (Reconnect::default().ctrl_loss, None));
     }
 
     #[test]
     fn an_unknown_word_is_told_with_its_line() {
         let text = error("[lane]\ndev = \"eth0\"\nadr = []\n");
         assert!(text.starts_with("f.toml:3: ") && text.contains("adr"), "{text}");
-        let text = controller("nqn = \"nqn.x\"\nio_tmo = \"3s\"");
+        let text = controller("nqn = \"nqn.2026-11.x\"\nio_tmo = \"3s\"");
         assert!(text.starts_with("f.toml:6: ") && text.contains("io_tmo"), "{text}");
     }
 
@@ -498,21 +524,24 @@ ctrl_loss_tmo = "forever"
         assert!(text.contains("f.toml:2") && text.contains("xdp, kernel"), "{text}");
         let text = error("[lane]\naddr = [\"10.0.0.5\"]\n");
         assert!(text.contains("f.toml:2") && text.contains("10.0.0.5/24"), "{text}");
-        let text = controller("nqn = \"nqn.x\"\nconnect_tmo = \"3 weeks\"");
+        let text = controller("nqn = \"nqn.2026-11.x\"\nconnect_tmo = \"3 weeks\"");
         assert!(text.contains("f.toml:6") && text.contains("3 weeks"), "{text}");
     }
 
     #[test]
     fn a_broken_rule_is_told_with_the_line_of_its_controller() {
-        assert!(controller("nqn = \"nqn.x\"").is_empty());
+        assert!(controller("nqn = \"nqn.2026-11.x\"").is_empty());
         for (lines, what) in [
             ("", "needs the subsystem's NQN"),
-            ("nqn = \"x\"", "starts with"),
-            ("nqn = \"nqn.x\"\nnr_io_queues = 129", "1 to 128"),
-            ("nqn = \"nqn.x\"\nqueue_size = 1", "2 to 1024"),
-            ("nqn = \"nqn.x\"\nrx_buffer = 1", "16 KiB"),
-            ("nqn = \"nqn.x\"\nack_timeout_exp = 1", "ack timeout of 2ms"),
-            ("nqn = \"nqn.x\"\ntrsvcid = 0", "port 0"),
+            ("nqn = \"x\"", "begins with"),
+            ("nqn = \"nqn.2026-11.x\"\nnr_io_queues = 129", "1 to 128"),
+            ("nqn = \"nqn.2026-11.x\"\nqueue_size = 1", "2 to 1024"),
+            ("nqn = \"nqn.2026-11.x\"\nrx_buffer = 1", "16 KiB"),
+            ("nqn = \"nqn.2026-11.x\"\nack_timeout_exp = 1", "ack timeout of 2ms"),
+            ("nqn = \"nqn.2026-11.x\"\ntrsvcid = 0", "port 0"),
+            ("nqn = \"nqn.2026-11.x\"\nreconnect_delay_min = 3", "exceeds reconnect_delay_max"),
+            ("nqn = \"nqn.2026-11.x\"\nprobe_interval = 0", "never rests"),
+            ("nqn = \"nqn.2026-11.x\"\nconnect_tmo = 0", "connect timeout of"),
         ] {
             let text = controller(lines);
             assert!(text.starts_with("f.toml:2: ") && text.contains(what), "{text}");
@@ -529,7 +558,7 @@ ctrl_loss_tmo = "forever"
 
     #[test]
     fn the_defaults_are_nobodys_in_particular() {
-        let text = error("[defaults]\nnqn = \"nqn.x\"\n");
+        let text = error("[defaults]\nnqn = \"nqn.2026-11.x\"\n");
         assert!(text.contains("f.toml:1: [defaults]: nqn is one"), "{text}");
     }
 
