@@ -35,8 +35,8 @@ impl<T: Transport> Host<T> {
         }
     }
 
-    /// What is known of a controller: complete once it is live, kept after it ended until its
-    /// place is needed for another.
+    /// What is known of a controller: complete while it is live, kept while it waits to be tried
+    /// again, and after it ended until its place is needed for another.
     ///
     /// # Panics
     /// For an id whose place was given to another controller since.

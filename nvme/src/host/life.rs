@@ -136,6 +136,7 @@ impl Life {
     pub(super) fn reset(&mut self, now: Instant) {
         self.outage(now);
         self.forced = true;
+        self.admitted = false;
         self.delay = Duration::ZERO;
         self.enter(now, LifeState::Waiting { until: Some(now) });
     }

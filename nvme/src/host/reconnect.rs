@@ -40,7 +40,7 @@ impl<T: Transport> Host<T> {
         self.act(now, ctrl);
         let Some(entry) = &mut self.entries[ctrl as usize] else { return };
         let LifeState::Waiting { until } = entry.life.state else { return };
-        if entry.life.attempts > 0 && entry.life.is_too_long(now) {
+        if entry.life.is_too_long(now) {
             return self.give_up(now, ctrl);
         }
         if until.is_some_and(|until| until <= now) && self.may_attempt(now, ctrl) {
@@ -59,6 +59,7 @@ impl<T: Transport> Host<T> {
         let address = self.addresses.at(entry.address);
         if address.reach.is_tested() && !entry.life.forced {
             entry.life.wait_until(None);
+            entry.life.admitted = false;
             if address.tester.is_none() {
                 self.probes.set(entry.address, Some(address.next_probe.max(now)));
             }
@@ -149,9 +150,17 @@ impl<T: Transport> Host<T> {
         let Some(entry) = &mut self.entries[ctrl as usize] else { return };
         entry.life.closed(now);
         let id = entry.ctrl.id;
-        if let Some(failure) = entry.failure.clone() {
-            self.events.push_back(HostEvent::Failed { ctrl: id, failure });
-        }
+        entry.ctrl.phase = Phase::Failed; // also where no attempt was ever made
+        let never = || Failure {
+            addr: entry.ctrl.config.addr,
+            qid: 0,
+            stage: Stage::Tcp,
+            awaited: "TCP connection",
+            after: now - entry.ctrl.since,
+            cause: Cause::Timeout,
+        };
+        let failure = entry.failure.get_or_insert_with(never).clone();
+        self.events.push_back(HostEvent::Failed { ctrl: id, failure });
         self.leave(ctrl);
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use moorline_stack::mem::{Arena, IoBuf};
 use moorline_stack::pipe::PipeOptions;
+use moorline_stack::rng::Rng;
 use moorline_stack::transport::ListenOptions;
 use moorline_stack::{Instant, Transport};
 
@@ -349,4 +350,97 @@ fn figures_count_keep_alives_and_deadlines() {
     world.fake.knobs.silent_keep_alive = true;
     assert!(matches!(world.event(), HostEvent::Disconnected { .. }));
     assert_eq!(world.host.figures().keep_alives_lost, 1);
+}
+
+#[test]
+fn a_controller_that_never_had_its_turn_fails_in_time_too() {
+    let mut world = world();
+    darken(&mut world, address());
+    world.connect(config());
+    run_for(&mut world, Duration::from_secs(3));
+    let reconnect = Reconnect { ctrl_loss: Some(90 * MS), ..Reconnect::default() };
+    let late = world.connect(CtrlConfig { reconnect: Some(reconnect), ..config() });
+    world.events.clear();
+    run_for(&mut world, Duration::from_secs(5));
+    let [HostEvent::Failed { ctrl, .. }] = world.events[..] else { panic!("{:?}", world.events) };
+    assert_eq!((ctrl, state(&world, ctrl)), (late, CtrlState::Lost));
+}
+
+#[test]
+fn a_connection_that_still_says_its_last_words_does_not_hold_up_the_next() {
+    let mut world = world();
+    let id = world.live(config());
+    world.fake.knobs.hook = Box::new(|_| Hook::Bytes(vec![0xFF; 64]));
+    world.host.submit(world.now, id, 0, read(1)).unwrap();
+    assert!(matches!(world.event(), HostEvent::Disconnected { .. }));
+    world.fake.knobs.hook = Box::new(|_| Hook::Serve);
+    assert!(matches!(within(&mut world, 100 * MS), Some(HostEvent::Live { .. })));
+    run_for(&mut world, Duration::from_secs(20));
+    assert_eq!((world.fake.term_reqs.len(), world.host.transport().conns()), (1, 2));
+    assert!(world.events.is_empty(), "{:?}", world.events);
+}
+
+/// Resets, darkness and resets by the caller, all at random; whatever happens, I/O ends once, and
+/// when it is over all controllers are live.
+fn storm(seed: u64) -> Figures {
+    let options = PipeOptions { reset: 0.0005, cut_max: 3000, ..PipeOptions::default() };
+    let mut world = World::new(seed, options);
+    let addrs = [address(), "10.0.0.3:4420".parse().unwrap(), "10.0.0.4:4420".parse().unwrap()];
+    for addr in &addrs[1..] {
+        world.fake.pipe.listen(Instant::ZERO, *addr, &ListenOptions::default()).unwrap();
+    }
+    let mut rng = Rng::new(seed);
+    let connect = |at: usize| CtrlConfig { addr: addrs[at % 3], io_queues: 2, ..config() };
+    let ids: Vec<_> = (0..30).map(|at| world.connect(connect(at))).collect();
+    let (mut tag, mut open) = (0, BTreeMap::new());
+    for _ in 0..400 {
+        let id = ids[rng.below(30) as usize];
+        for _ in 0..rng.below(20) {
+            tag += 1;
+            let io = Io { lba: tag % 4096, ..read(tag) };
+            if world.host.submit(world.now, id, rng.below(2) as usize, io).is_ok() {
+                open.insert(tag, id);
+            }
+        }
+        match rng.below(20) {
+            0 => darken(&mut world, addrs[rng.below(3) as usize]),
+            1..=3 => lighten(&mut world),
+            4 => world.host.reset(world.now, id),
+            5 => world.fake.reset_all(world.now),
+            _ => {}
+        }
+        let time = if rng.chance(0.1) { Duration::from_secs(5) } else { 50 * MS };
+        let time = rng.duration(time);
+        run_for(&mut world, time);
+        while rng.chance(0.9)
+            && let Some(done) = world.host.poll_io()
+        {
+            assert_eq!(open.remove(&done.tag), Some(done.ctrl), "seed {seed}");
+        }
+    }
+    lighten(&mut world);
+    world.fake.pipe.options_mut().reset = 0.0;
+    run_for(&mut world, Duration::from_secs(40));
+    while let Some(done) = world.host.poll_io() {
+        assert_eq!(open.remove(&done.tag), Some(done.ctrl), "seed {seed}");
+    }
+    assert!(open.is_empty(), "seed {seed}: {open:?}");
+    for id in ids {
+        assert_eq!(state(&world, id), CtrlState::Live, "seed {seed}: {:?}", world.host.status(id));
+        world.host.submit(world.now, id, 1, read(1)).unwrap();
+    }
+    assert_eq!(world.host.transport().conns(), 90);
+    world.host.figures()
+}
+
+#[test]
+fn whatever_happens_io_ends_once_and_all_return() {
+    for seed in 0..4 {
+        let figures = storm(seed);
+        assert_eq!(figures.deadlines_early, 0);
+        assert!(figures.attempts > 30, "{figures:?}");
+        if seed == 0 {
+            assert_eq!(figures, storm(seed), "the same seed gives the same run");
+        }
+    }
 }
