@@ -33,8 +33,8 @@ pub(super) struct KeepAlive {
     pub due: Option<Instant>,
     /// One was sent and not answered.
     pub outstanding: bool,
-    /// Completions when it was last looked at (TBKAS).
-    completions_seen: u64,
+    /// When it was last looked whether there was traffic (TBKAS).
+    looked_at: Instant,
 }
 
 impl Controller {
@@ -58,9 +58,11 @@ impl Controller {
 
     pub(super) fn keep_alive_due(&mut self, now: Instant, due: Instant) {
         self.keep_alive.due = self.keep_alive_pause().map(|pause| now + pause);
-        let completions = self.qpairs.iter().map(Qpair::completions).sum();
-        let traffic = completions != self.keep_alive.completions_seen;
-        self.keep_alive.completions_seen = completions;
+        // A command that was submitted before is no sign that the controller has heard of us
+        // since, however late it completed.
+        let newest = self.qpairs.iter().map(Qpair::newest_done).max();
+        let traffic = newest >= Some(self.keep_alive.looked_at);
+        self.keep_alive.looked_at = now;
         if self.keep_alive.outstanding || self.info.tbkas && traffic {
             return;
         }

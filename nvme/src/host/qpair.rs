@@ -97,7 +97,8 @@ pub(super) struct Qpair {
     end: Option<End>,
     connect_response: Option<Cqe>,
     ack_wanted: bool,
-    completions: u64,
+    /// When the newest of the commands that have completed was submitted.
+    newest_done: Instant,
 }
 
 impl Qpair {
@@ -120,7 +121,7 @@ impl Qpair {
             end: None,
             connect_response: None,
             ack_wanted: false,
-            completions: 0,
+            newest_done: Instant::ZERO,
         }
     }
 
@@ -341,7 +342,7 @@ impl Qpair {
     /// Ends a command; one of whose PDUs half is sent ends when the other half is, for until then
     /// its buffer is read.
     fn complete(&mut self, now: Instant, index: u16, cqe: Cqe) {
-        self.completions += 1;
+        self.newest_done = self.newest_done.max(self.table.submitted(index));
         if self.emission.as_ref().is_some_and(|emission| emission.slot == Some(index)) {
             self.table.slot_mut(index).held = Some(cqe);
             return;
@@ -547,9 +548,10 @@ impl Qpair {
         std::mem::take(&mut self.ack_wanted)
     }
 
-    /// Commands completed so far.
-    pub(super) fn completions(&self) -> u64 {
-        self.completions
+    /// When the newest of the commands that have completed was submitted: the controller has
+    /// seen one that is no older than that.
+    pub(super) fn newest_done(&self) -> Instant {
+        self.newest_done
     }
 
     /// Since when it is in its stage, while it is not live.

@@ -561,6 +561,27 @@ fn traffic_stands_for_keep_alives_where_the_controller_counts_it() {
     assert!((3..=5).contains(&sent), "{sent}");
 }
 
+/// Commands that end late are old news: their controller may not have heard of us since.
+#[test]
+fn late_completions_do_not_stand_for_keep_alives() {
+    let mut world = world();
+    world.fake.knobs.tbkas = true;
+    let id = world.live(config());
+    world.fake.knobs.hook = Box::new(|_| Hook::Ignore);
+    for tag in 0..10 {
+        world.host.submit(world.now, id, 0, io(IoOp::Flush, tag, 0, None)).unwrap();
+    }
+    run_for(&mut world, Duration::from_millis(1));
+    let cids: Vec<_> = world.fake.commands(1, 0x00).iter().map(|sqe| sqe.cid.get()).collect();
+    for cid in cids {
+        run_for(&mut world, Duration::from_secs(1));
+        world.fake.inject(1, &ok(cid));
+        assert!(done(&mut world).status.is_success());
+    }
+    let sent = world.fake.commands(0, 0x18).len();
+    assert!((3..=5).contains(&sent), "{sent}: every other pause, for an answer is traffic too");
+}
+
 #[test]
 fn kato_in_use_is_the_one_read_back() {
     let mut world = world();
