@@ -292,6 +292,29 @@ fn a_host_that_hangs_is_given_up_by_the_target_exactly_at_kato() {
     assert_eq!(world.now, woken);
 }
 
+/// Every command counts where the target says so (TBKAS), and silence is found all the same.
+#[test]
+fn traffic_keeps_an_association_and_its_end_is_noticed_exactly_at_kato() {
+    let mut world = World::new(TargetConfig { tbkas: true, ..TargetConfig::default() });
+    let ctrl = world.live(config());
+    assert!(world.host.controller(ctrl).tbkas);
+    let admin = world.target.stats().admin;
+    for _ in 0..50 {
+        world.run_for(KATO / 5); // it is looked for traffic every KATO/4
+        world.reads(ctrl);
+    }
+    assert_eq!(world.target.stats().admin, admin, "no keep alive was needed");
+    world.is_well(ctrl); // idle: keep alives are back
+    assert!(world.target.stats().admin > admin);
+    world.host.submit(world.now, ctrl, 0, io(IoOp::Read, 1, 0, 8, buf(4096))).unwrap();
+    let reads = world.target.stats().reads;
+    world.until(|world| (world.target.stats().reads > reads).then_some(()));
+    let alive = world.now;
+    world.host_is = End::Hung;
+    world.until(|world| (world.target.stats().keep_alive_expired == 1).then_some(()));
+    assert_eq!(world.now - alive, KATO);
+}
+
 // Every stage has its own deadline.
 
 /// A connect to a target that stops once `stopped` says so: why and when it ended.

@@ -25,6 +25,10 @@ pub struct TargetConfig {
     pub hdgst: bool,
     /// See `hdgst`.
     pub ddgst: bool,
+    /// Traffic based keep alive (CTRATT.TBKAS): every command says that the host is alive, and
+    /// hosts send no Keep Alive while there is traffic. Off, only Keep Alive counts, which also
+    /// finds an admin queue that hangs while I/O goes on.
+    pub tbkas: bool,
     /// Controllers at once, over all subsystems.
     pub controllers_max: usize,
     /// Connections at once; each costs its transport's buffers and a slot table.
@@ -88,6 +92,7 @@ impl Default for TargetConfig {
             io_queues_max: 64,
             hdgst: true,
             ddgst: true,
+            tbkas: false,
             controllers_max: 256,
             conns_max: 1024,
             unauthenticated_per_peer_max: 64,

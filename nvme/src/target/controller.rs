@@ -187,7 +187,7 @@ impl Controller {
         self.keep_alive(now);
     }
 
-    /// A Keep Alive command came.
+    /// A Keep Alive command came; with TBKAS, any command.
     pub fn keep_alive(&mut self, now: Instant) {
         self.alive_at = now;
         self.overdue = false;

@@ -74,6 +74,10 @@ impl Core {
                 return conn.fail(now, Fatal::UnsupportedParameter(offset::SGL_ADDR));
             }
         };
+        if live && self.config.tbkas {
+            self.controller_of(index).keep_alive(now);
+        }
+        let conn = self.conn(index);
         let plan = if !conflict.is_success() {
             Plan::fail(conflict)
         } else if let Err(status) = check_form(&sqe, sgl, data_len) {

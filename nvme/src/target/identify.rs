@@ -119,7 +119,8 @@ fn controller<'a>(
     id.mdts = config.mdts;
     id.cntlid.set(controller.cntlid);
     id.ver.set(VERSION.0);
-    id.ctratt.set(ctratt::HOST_ID_128);
+    let tbkas = if config.tbkas { ctratt::TBKAS } else { 0 };
+    id.ctratt.set(ctratt::HOST_ID_128 | tbkas);
     id.aerl = AERS_MAX as u8 - 1;
     id.kas.set(KAS);
     id.maxcmd.set(config.mqes + 1);
