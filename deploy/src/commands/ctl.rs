@@ -289,7 +289,8 @@ fn table(controllers: &[Ctrl]) -> String {
             c.next_attempt_ms.map_or("-".into(), age),
             c.reach.clone(),
             if c.awaited.is_empty() { "-".into() } else { c.awaited.clone() },
-            c.reason.clone().unwrap_or("-".into()),
+            // Of one that is live, it is an old story: `--json` tells it.
+            c.reason.clone().filter(|_| c.state != "live").unwrap_or("-".into()),
         ]
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
