@@ -351,6 +351,9 @@ impl<T: Transport> Host<T> {
                 self.owners[index] = Some((conn, at));
             }
             Err(error) => {
+                if let Some(reach) = Reach::of_error(error.kind()) {
+                    self.addresses.at(entry.address).failed(reach, false);
+                }
                 let cause = Cause::NotStarted(error.kind());
                 entry.ctrl.connection_closed(now, q, cause);
             }

@@ -8,6 +8,7 @@
 //! of one port are what a storm is made of.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -53,6 +54,19 @@ impl Reach {
             Cause::NeighbourTimeout | Cause::Unroutable => Some(Self::NeighbourFailed),
             Cause::ConnectTimeout | Cause::AckTimeout => Some(Self::Silent),
             Cause::Reset if why.stage == Stage::SynSent => Some(Self::Refused),
+            Cause::Errno(errno) => Self::of_error(io::Error::from_raw_os_error(errno).kind()),
+            _ => None,
+        }
+    }
+
+    /// What the kernel's error, or an ICMP error, says of the address, if anything.
+    pub(super) fn of_error(kind: io::ErrorKind) -> Option<Self> {
+        match kind {
+            io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown => Some(Self::NeighbourFailed),
+            io::ErrorKind::ConnectionRefused => Some(Self::Refused),
+            io::ErrorKind::TimedOut => Some(Self::Silent),
             _ => None,
         }
     }
@@ -201,6 +215,26 @@ mod tests {
         assert!(addresses.peek(place).is_none());
         assert_eq!(addresses.join("192.0.2.9:1".parse().unwrap(), 6), place);
         assert_eq!(addresses.places.len(), 2);
+    }
+
+    #[test]
+    fn ends_of_connections_say_what_is_known_of_the_address() {
+        let of =
+            |cause, stage| Reach::of(&Why { cause, stage, after: Duration::ZERO, retransmits: 0 });
+        let neighbour = of(Cause::NeighbourTimeout, Stage::Resolving);
+        assert_eq!(neighbour, Some(Reach::NeighbourFailed));
+        assert_eq!(of(Cause::ConnectTimeout, Stage::SynSent), Some(Reach::Silent));
+        assert_eq!(of(Cause::AckTimeout, Stage::Established), Some(Reach::Silent));
+        assert_eq!(of(Cause::Reset, Stage::SynSent), Some(Reach::Refused));
+        assert_eq!(of(Cause::Errno(113), Stage::SynSent), Some(Reach::NeighbourFailed));
+        for (cause, stage) in [
+            (Cause::Reset, Stage::Established),
+            (Cause::Closed, Stage::Draining),
+            (Cause::Aborted, Stage::SynSent),
+            (Cause::Errno(5), Stage::Established),
+        ] {
+            assert_eq!(of(cause, stage), None, "{cause:?}");
+        }
     }
 
     #[test]

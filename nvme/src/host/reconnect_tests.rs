@@ -358,7 +358,8 @@ fn a_controller_that_never_had_its_turn_fails_in_time_too() {
     darken(&mut world, address());
     world.connect(config());
     run_for(&mut world, Duration::from_secs(3));
-    let reconnect = Reconnect { ctrl_loss: Some(90 * MS), ..Reconnect::default() };
+    let (loss, delay_max) = (Some(90 * MS), 80 * MS);
+    let reconnect = Reconnect { ctrl_loss: loss, delay_max, ..Reconnect::default() };
     let late = world.connect(CtrlConfig { reconnect: Some(reconnect), ..config() });
     world.events.clear();
     run_for(&mut world, Duration::from_secs(5));
