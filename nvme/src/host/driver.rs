@@ -161,6 +161,7 @@ impl<T: Transport> Host<T> {
         if entry.life.is_waiting() {
             return self.closed(now, ctrl.index);
         }
+        entry.life.last();
         entry.ctrl.disconnect(now);
         self.act(now, ctrl.index);
     }

@@ -148,6 +148,11 @@ impl Life {
         }
     }
 
+    /// It is being shut down: whatever ends it now is final.
+    pub(super) fn last(&mut self) {
+        self.reconnect = None;
+    }
+
     /// It ends as the caller asked.
     pub(super) fn closed(&mut self, now: Instant) {
         self.enter(now, LifeState::Over);

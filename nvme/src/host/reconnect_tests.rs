@@ -445,3 +445,19 @@ fn whatever_happens_io_ends_once_and_all_return() {
         }
     }
 }
+
+#[test]
+fn a_controller_that_is_shut_down_is_not_tried_again_when_that_fails() {
+    for qid in [0, 1] {
+        let mut world = world();
+        world.fake.knobs.silent_shutdown = true;
+        let id = world.live(config());
+        world.host.disconnect(world.now, id);
+        world.fake.reset(world.now, qid);
+        let end = world.event();
+        assert!(matches!(end, HostEvent::Failed { .. } | HostEvent::Closed { .. }), "{end:?}");
+        run_for(&mut world, Duration::from_secs(10));
+        assert!(world.events.is_empty(), "{:?}", world.events);
+        assert_eq!(world.host.figures().attempts, 1);
+    }
+}
