@@ -52,6 +52,19 @@ impl End {
         Self { netns: format!("{rig}-target"), dev: "t0", number: 2 }
     }
 
+    pub(crate) fn star_target(rig: &str, k: u8) -> Self {
+        Self { netns: format!("{rig}-target{k}"), dev: "t0", number: 2 + k }
+    }
+
+    /// The bridge of a star; it has no addresses.
+    pub(crate) fn switch(rig: &str) -> Self {
+        Self { netns: format!("{rig}-switch"), dev: "br0", number: 0 }
+    }
+
+    pub(crate) fn exists(&self) -> bool {
+        Path::new("/run/netns").join(&self.netns).exists()
+    }
+
     /// Name of its namespace.
     pub fn netns(&self) -> &str {
         &self.netns

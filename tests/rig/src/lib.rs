@@ -17,10 +17,12 @@
 mod end;
 mod record;
 mod run;
+mod star;
 
 pub use end::{End, enter};
 pub use record::{Owner, Status};
 pub use run::{CAPABILITIES, has_capabilities, possible};
+pub use star::{STAR_TARGETS_MAX, Star};
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -233,7 +235,10 @@ fn sweep_locked() -> Result<Vec<String>> {
 
 /// Removes everything that a rig of this name consists of; parts that are missing are no error.
 fn remove(name: &str) {
-    let ends = [End::host(name), End::target(name)];
+    let star = (0..STAR_TARGETS_MAX).map(|k| End::star_target(name, k));
+    let mut ends = vec![End::host(name), End::target(name), End::switch(name)];
+    ends.extend(star);
+    ends.retain(End::exists);
     for end in &ends {
         end.end_processes();
     }
