@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moorline_nvme::host::CtrlConfig;
 use moorline_stack::transport::ConnOptions;
+use serde::Serialize;
 
 use crate::commands::{ctl, discover, doctor, floor, identify, perf, rig, target};
 use crate::exit::Exit;
@@ -107,6 +108,27 @@ pub enum PollMode {
     Adaptive,
 }
 
+/// Whether TCP checksums are computed and checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TcpChecksum {
+    /// By our stack, for each segment.
+    #[default]
+    On,
+    /// Not at all, as the kernel between its own ends of a veth pair.
+    Off,
+}
+
+impl TcpChecksum {
+    /// Its name on the command line and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// Who we are, and what we ask of a connection.
 #[derive(Args, Clone, Debug)]
 pub struct HostArgs {
@@ -203,6 +225,11 @@ pub struct LaneArgs {
     /// 802.1Q VLAN of our address (xdp).
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u16).range(1..=4094))]
     pub vlan: Option<u16>,
+    /// TCP checksums (xdp). Off only where both ends are moorline and the link cannot corrupt
+    /// (veth): a kernel, and a moorline with them on, drop what has none, and connecting times
+    /// out. [default: on; off in perf's own rig]
+    #[arg(long, value_name = "ON|OFF", hide_possible_values = true)]
+    pub tcp_checksum: Option<TcpChecksum>,
     /// What to do while there is nothing to do.
     #[arg(long, value_name = "MODE", default_value = "adaptive")]
     pub poll: PollMode,

@@ -14,7 +14,7 @@ use moorline_stack::link::xdp::XdpLink;
 use moorline_stack::tcp::{Tcp, TcpConfig};
 use moorline_stack::{Instant, Link, Transport, route};
 
-use crate::cli::{Cidr, LaneArgs, XdpMode};
+use crate::cli::{Cidr, LaneArgs, TcpChecksum, XdpMode};
 use crate::perf::report::TransportKind;
 
 /// Connections that kernel sockets hold at once; our own stack has limits of its own.
@@ -43,6 +43,8 @@ pub struct Path {
     pub xdp_mode: Option<String>,
     /// Whether the kernel moves frames without a copy.
     pub zero_copy: bool,
+    /// What our stack does about TCP checksums; `None` where they are the kernel's matter.
+    pub tcp_checksum: Option<TcpChecksum>,
 }
 
 /// Makes the transport that `lane` describes, and runs `job` on it. The calling thread moves into
@@ -66,6 +68,7 @@ fn on_xdp<J: Job>(lane: &LaneArgs, job: J) -> Result<J::Out> {
         mtu: Some(link.mtu()),
         xdp_mode: Some(link.mode().to_string()),
         zero_copy: link.report().zero_copy,
+        tcp_checksum: Some(lane.tcp_checksum.unwrap_or_default()),
     };
     match lane.drop {
         None => over(link, path, lane, job),
@@ -83,6 +86,7 @@ fn over<L: Link, J: Job>(link: L, path: Path, lane: &LaneArgs, job: J) -> Result
         gateways: lane.gateway.clone(),
         vlan: lane.vlan,
         probe_addresses: true,
+        no_tcp_checksums: path.tcp_checksum == Some(TcpChecksum::Off),
         ..TcpConfig::default()
     };
     let mut tcp = Tcp::new(Instant::monotonic(), link, &config)

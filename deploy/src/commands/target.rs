@@ -339,6 +339,7 @@ impl Teller<'_> {
             "mtu": self.path.mtu,
             "xdp_mode": self.path.xdp_mode,
             "zerocopy": self.path.zero_copy,
+            "tcp_checksum": self.path.tcp_checksum,
             "kernel": measure::kernel(),
             "cpus": measure::cpus(),
         });

@@ -14,7 +14,7 @@ use super::rigged::{self, TargetSpec};
 use super::series::{Place, Series};
 use super::workload::Workload;
 use super::{demo, measure};
-use crate::cli::{LaneArgs, PollMode};
+use crate::cli::{LaneArgs, PollMode, TcpChecksum};
 use crate::commands::perf::PerfArgs;
 use crate::exit::Exit;
 use crate::out;
@@ -97,6 +97,7 @@ pub fn on_rig_once(
     let addr = SocketAddr::new(rigged::target_addr(far, transport), args.trsvcid);
     let mut lane = rigged::lane_args(near, transport, spec.poll);
     lane.xdp_mode = spec.xdp_mode;
+    lane.tcp_checksum = Some(spec.tcp_checksum);
     let mut series = series(args, addr, transport, workloads, &place, stop);
     series.poll = spec.poll;
     near.run(|| {
@@ -112,6 +113,8 @@ pub fn target_spec(args: &PerfArgs, poll: PollMode) -> TargetSpec {
         nqn: args.nqn.clone(),
         poll,
         xdp_mode: args.lane.xdp_mode,
+        // The kernel computes none on veth: that is what we are compared with.
+        tcp_checksum: args.lane.tcp_checksum.unwrap_or(TcpChecksum::Off),
     }
 }
 

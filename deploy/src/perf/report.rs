@@ -179,6 +179,9 @@ pub struct Conditions {
     pub hdgst: bool,
     /// Data digests.
     pub ddgst: bool,
+    /// TCP checksums: `on` or `off` in our stack; of kernel sockets `offloaded` to the interface,
+    /// which on veth means none, or else `on`; `unknown` where the interface is.
+    pub tcp_checksum: &'static str,
     /// Offloads of both ends.
     pub offloads: Offloads,
     /// Queueing discipline of the host's interface.
@@ -379,13 +382,13 @@ impl Conditions {
         let xdp = xdp.map_or("XDP not used".into(), |mode| format!("XDP {mode}, {copy}"));
         writeln!(
             out,
-            "  with      MTU {}, {xdp}, digests header {} data {}, polling {}, {}",
+            "  with      MTU {}, {xdp}, digests header {} data {}, TCP checksum {},",
             self.mtu,
             on(self.hdgst),
             on(self.ddgst),
-            self.poll,
-            self.pinning
+            self.tcp_checksum
         )?;
+        writeln!(out, "            polling {}, {}", self.poll, self.pinning)?;
         let Offloads { local, peer } = &self.offloads;
         writeln!(out, "            offloads: host [{local}], target [{peer}]")?;
         writeln!(
@@ -485,6 +488,7 @@ pub(crate) mod tests {
                 "zerocopy",
                 "hdgst",
                 "ddgst",
+                "tcp_checksum",
                 "offloads",
                 "poll",
                 "kernel",

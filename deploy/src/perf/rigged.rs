@@ -17,7 +17,7 @@ use super::exchange::Exchange;
 use super::floor::{self, Addr, Floor};
 use super::report::TransportKind;
 use super::{measure, plain};
-use crate::cli::{Cidr, LaneArgs, PollMode, XdpMode};
+use crate::cli::{Cidr, LaneArgs, PollMode, TcpChecksum, XdpMode};
 use crate::commands::floor::{READY, parse_mac};
 use crate::signals::Stop;
 
@@ -35,6 +35,8 @@ pub struct TargetSpec {
     pub poll: PollMode,
     /// Where the XDP program is attached.
     pub xdp_mode: XdpMode,
+    /// TCP checksums on AF_XDP, at both ends.
+    pub tcp_checksum: TcpChecksum,
 }
 
 /// A lane on one end of a rig; `None` for the namespace means the thread's own.
@@ -46,6 +48,7 @@ pub fn lane_args(end: &End, transport: TransportKind, poll: PollMode) -> LaneArg
         gateway: Vec::new(),
         queue: 0,
         xdp_mode: XdpMode::Auto,
+        tcp_checksum: None,
         vlan: None,
         poll,
         netns: None,
@@ -81,6 +84,7 @@ pub fn start_target(rig: &Rig, transport: TransportKind, spec: &TargetSpec) -> R
             let cidr = format!("{addr}/{}", End::prefix(false));
             command.args(["--dev", end.dev(), "--addr", &cidr]);
             command.args(["--xdp-mode", value_name(spec.xdp_mode).as_str()]);
+            command.args(["--tcp-checksum", spec.tcp_checksum.name()]);
         }
         TransportKind::Kernel => {
             command.args(["--listen", &addr.to_string()]);
@@ -209,6 +213,7 @@ mod tests {
             nqn: "nqn.2026-11.io.moorline:t".into(),
             poll: PollMode::Busy,
             xdp_mode: XdpMode::Skb,
+            tcp_checksum: TcpChecksum::Off,
         };
         let mut words = vec!["moorline".to_owned()];
         words.extend(target_args(TransportKind::Kernel, &spec));

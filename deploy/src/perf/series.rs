@@ -10,7 +10,7 @@ use super::measure::{self, Device};
 use super::progress::Progress;
 use super::report::{Conditions, Offloads, Run, TransportKind};
 use super::workload::{Bytes, Workload};
-use crate::cli::{HostArgs, PollMode};
+use crate::cli::{HostArgs, PollMode, TcpChecksum};
 use crate::identity::{ctrl_config, host_identity};
 use crate::session::Session;
 use crate::signals::Stop;
@@ -106,16 +106,15 @@ impl Series<'_> {
         let peer = self.place.peer.as_ref();
         let peer = peer.map(|(netns, dev)| measure::offloads(Some(netns), dev));
         let unknown = || "unknown".to_owned();
+        let local = local.unwrap_or_else(unknown);
         Conditions {
             mtu: path.mtu.unwrap_or(device.mtu),
             xdp_mode: path.xdp_mode.clone(),
             zerocopy: path.zero_copy,
             hdgst: self.host.hdr_digest,
             ddgst: self.host.data_digest,
-            offloads: Offloads {
-                local: local.unwrap_or_else(unknown),
-                peer: peer.unwrap_or_else(unknown),
-            },
+            tcp_checksum: path.tcp_checksum.map_or(offloaded(&local), TcpChecksum::name),
+            offloads: Offloads { local, peer: peer.unwrap_or_else(unknown) },
             qdisc: device.qdisc,
             poll: match self.poll {
                 PollMode::Busy => "busy",
@@ -128,5 +127,14 @@ impl Series<'_> {
             pinning: self.place.pinning.clone(),
             notes: self.place.notes.clone(),
         }
+    }
+}
+
+/// What kernel sockets do about TCP checksums, by the offloads of their interface.
+fn offloaded(offloads: &str) -> &'static str {
+    match offloads {
+        on if on.contains("tx on") => "offloaded",
+        off if off.contains("tx off") => "on",
+        _ => "unknown",
     }
 }

@@ -162,10 +162,11 @@ fn transport_conditions(first: &Run, all: &[&Run]) -> String {
     });
     let most = |f: fn(&Run) -> f64| all.iter().map(|run| f(run)).fold(0.0, f64::max);
     format!(
-        "{:<6} {mode}; CPU per I/O, median of all: host {host:.1} µs, target {target:.1} µs; at \
+        "{:<6} {mode}; TCP checksum {}; CPU per I/O, median of all: host {host:.1} µs, target {target:.1} µs; at \
          most {:.3} allocations per I/O, {:.2} copies in, {:.2} out\n       offloads: host [{}], \
          target [{}]",
         first.transport.name(),
+        with.tcp_checksum,
         most(|run| run.counts.allocs_per_io),
         most(|run| run.counts.copies_in),
         most(|run| run.counts.copies_out),

@@ -167,6 +167,7 @@ impl Lane {
             gateway: self.gateway,
             queue: self.queue,
             xdp_mode: self.xdp_mode.map_or(XdpMode::Auto, |named| named.0),
+            tcp_checksum: None,
             vlan: self.vlan,
             poll: self.poll.map_or(PollMode::Adaptive, |named| named.0),
             netns: self.netns,
