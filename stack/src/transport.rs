@@ -228,6 +228,13 @@ pub trait Transport {
     /// Takes in, within its budget, what has arrived and what is due.
     fn turn(&mut self, now: Instant);
 
+    /// Whether what had arrived when we last came to it has been taken in. While not, the very
+    /// thing that a deadline misses may wait, and the deadline is judged in a later turn; bounded:
+    /// a lasting overload puts it off by a few turns only.
+    fn is_caught_up(&self) -> bool {
+        true
+    }
+
     /// The next thing to tell, or `None` until the next turn.
     fn poll_event(&mut self) -> Option<Event>;
 

@@ -24,9 +24,6 @@ use crate::{Instant, LinkTx};
 /// Deadlines honoured in one turn.
 const DEADLINES_PER_TURN: usize = 1024;
 
-/// A deadline this long overdue is honoured even while frames wait.
-const OVERDUE_MAX: std::time::Duration = std::time::Duration::from_millis(10);
-
 /// Counters of stream bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counters {
@@ -155,14 +152,10 @@ impl Engine {
         }
     }
 
-    /// Honours what is due. `drained`: no frame that arrived before waits any more.
-    pub(super) fn expire<T: LinkTx>(&mut self, now: Instant, tx: &mut T, drained: bool) {
+    /// Honours what is due. A frame that waits may be the very thing that a deadline misses: to be
+    /// called when none does that arrived before.
+    pub(super) fn expire<T: LinkTx>(&mut self, now: Instant, tx: &mut T) {
         for _ in 0..DEADLINES_PER_TURN {
-            // A frame that waits may be the very thing that the deadline misses.
-            let next = self.deadlines.next();
-            if !drained && next.is_some_and(|next| next + OVERDUE_MAX > now) {
-                return;
-            }
             let Some(index) = self.deadlines.pop_due(now) else { return };
             self.expire_one(now, tx, index);
         }

@@ -40,6 +40,10 @@ use stack::Stack;
 /// Frames taken in during one turn.
 pub const RX_FRAMES_PER_TURN: usize = 256;
 
+/// After so many turns that left frames behind, all that waited at the first of them is taken in:
+/// a receive ring holds no more than 4096.
+const TURNS_TO_CATCH_UP: u32 = 16;
+
 /// Our addresses on one link; smoltcp holds as many.
 pub const ADDRESSES_MAX: usize = smoltcp::config::IFACE_MAX_ADDR_COUNT;
 
@@ -78,6 +82,8 @@ pub struct Tcp<L> {
     now: Instant,
     failed: Option<i32>,
     drops: Drops,
+    /// Turns in a row that left frames behind.
+    behind: u32,
 }
 
 /// Frames that were received and not used.
@@ -144,7 +150,7 @@ impl<L: Link> Tcp<L> {
         let stack = Stack::new(link.mtu(), mac, config, keyed);
         let engine = Engine::new(stack, keyed, link.tx().room(), link.linear_frame_max());
         let lane = Lane { routes, neighbours, mac, vlan };
-        Ok(Self { link, lane, engine, now, failed: None, drops: Drops::default() })
+        Ok(Self { link, lane, engine, now, failed: None, drops: Drops::default(), behind: 0 })
     }
 
     /// The link.
@@ -288,7 +294,17 @@ impl<L: Link> Transport for Tcp<L> {
         while let Some(event) = lane.neighbours.poll_event() {
             engine.neighbour_event(now, lane, event);
         }
-        engine.expire(now, link.tx(), received < RX_FRAMES_PER_TURN);
+        self.behind = match received {
+            RX_FRAMES_PER_TURN.. if self.behind < TURNS_TO_CATCH_UP => self.behind + 1,
+            _ => 0,
+        };
+        if self.behind == 0 {
+            self.engine.expire(now, self.link.tx());
+        }
+    }
+
+    fn is_caught_up(&self) -> bool {
+        self.behind == 0
     }
 
     fn poll_event(&mut self) -> Option<Event> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use moorline_stack::transport::{Cause, ConnOptions, ListenOptions, Stage};
-use moorline_stack::{Event, Instant, Transport};
+use moorline_stack::{Event, Instant, Link, LinkTx, Transport};
 
 use crate::pair::{End, Pair, PairOptions};
 
@@ -210,5 +210,32 @@ fn deadline_waits_for_frames_that_came_before_it() {
     pair.b.tcp.flush(pair.now);
     pair.now += Duration::from_secs(100);
     pair.turn(&mut none);
+    assert_eq!(pair.a.closed(a), None);
+}
+
+#[test]
+fn deadline_waits_for_more_frames_than_a_turn_takes() {
+    let mut pair = Pair::new(&PairOptions::default());
+    let (a, _) = pair.established(&ListenOptions::default(), &ConnOptions::default());
+    pair.a.tcp.send(a, &[1; 100]);
+    let mut none = |_: Instant, _: &mut End, _: bool| {};
+    pair.turn(&mut none);
+    pair.now += Duration::from_micros(20);
+    pair.b.tcp.turn(pair.now);
+    let b = pair.b.accepted().unwrap();
+    for _ in 0..4 {
+        let link = pair.b.tcp.link_mut();
+        for _ in 0..200 {
+            link.tx().transmit(60, |frame| frame.fill(0));
+        }
+        link.flush(pair.now).unwrap();
+    }
+    pair.b.tcp.ack(b);
+    pair.b.tcp.flush(pair.now);
+    pair.now += Duration::from_secs(100);
+    for caught_up in [false, false, false, true] {
+        pair.turn(&mut none);
+        assert_eq!(pair.a.tcp.is_caught_up(), caught_up);
+    }
     assert_eq!(pair.a.closed(a), None);
 }
