@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used)] // a test, helpers included
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use moorline_nvme::bdev::Ram;
@@ -13,11 +13,14 @@ use moorline_nvme::host::{
 };
 use moorline_nvme::spec::Status;
 use moorline_nvme::target::{Subsystem, Target, TargetConfig};
+use moorline_stack::link::sim::{SimLink, WireOptions};
 use moorline_stack::mem::{Arena, IoBuf};
 use moorline_stack::pipe::{Pipe, PipeOptions};
+use moorline_stack::route::Cidr;
+use moorline_stack::tcp::{Tcp, TcpConfig};
 use moorline_stack::time::earliest;
 use moorline_stack::transport::Cause as TcpCause;
-use moorline_stack::{Instant, Transport};
+use moorline_stack::{Instant, Link, LinkTx, Transport};
 
 const NQN: &str = "nqn.2026-01.io.moorline:fairness";
 const KATO: Duration = Duration::from_secs(2);
@@ -64,18 +67,25 @@ fn buf(len: usize) -> IoBuf {
     Arena::new(len).take(len).unwrap()
 }
 
+fn host<T: Transport>(transport: T) -> Host<T> {
+    let hostnqn = "nqn.2026-01.io.moorline:h".to_owned();
+    Host::new(transport, HostIdentity { hostnqn, hostid: [7; 16] }, HostLimits::default())
+}
+
+fn target<T: Transport>(transport: T, config: TargetConfig, now: Instant) -> Target<T> {
+    let mut target = Target::new(transport, config);
+    let mut subsystem = Subsystem::new(NQN);
+    subsystem.add_namespace(1, Box::new(Ram::new(512, 1 << 14))).unwrap();
+    target.add_subsystem(subsystem).unwrap();
+    target.listen(now, address()).unwrap();
+    target
+}
+
 impl World {
     fn new(target: TargetConfig) -> Self {
         let (near, far) = Pipe::pair(1, PipeOptions { delay: WAY, ..PipeOptions::default() });
-        let hostnqn = "nqn.2026-01.io.moorline:h".to_owned();
-        let identity = HostIdentity { hostnqn, hostid: [7; 16] };
-        let host = Host::new(near, identity, HostLimits::default());
         let now = Instant::from_nanos(1_000_000_000);
-        let mut target = Target::new(far, target);
-        let mut subsystem = Subsystem::new(NQN);
-        subsystem.add_namespace(1, Box::new(Ram::new(512, 1 << 14))).unwrap();
-        target.add_subsystem(subsystem).unwrap();
-        target.listen(now, address()).unwrap();
+        let (host, target) = (host(near), self::target(far, target, now));
         let (host_is, target_is) = (End::Awake, End::Awake);
         Self { now, host, target, host_is, target_is, events: Vec::new() }
     }
@@ -188,6 +198,40 @@ fn io(op: IoOp, tag: u64, lba: u64, blocks: u32, buf: IoBuf) -> Io {
     Io { tag, op, nsid: 1, lba, blocks, buf: Some(buf), buf_offset: 0 }
 }
 
+type Lane = Tcp<SimLink>;
+
+/// A host and a target, each over a TCP of its own.
+fn over_tcp() -> (Host<Lane>, Target<Lane>, Instant) {
+    let now = Instant::from_nanos(1_000_000_000);
+    let (near, far) = SimLink::pair(&WireOptions::default());
+    let lane = |link, n| {
+        let ip = IpAddr::V4(Ipv4Addr::new(10, 0, 0, n));
+        let addresses = vec![Cidr { ip, prefix: 24 }];
+        let config = TcpConfig { addresses, seed: Some(n.into()), ..TcpConfig::default() };
+        Tcp::new(now, link, &config).unwrap()
+    };
+    (host(lane(near, 1)), target(lane(far, 2), TargetConfig::default(), now), now)
+}
+
+fn turn_host(host: &mut Host<Lane>, now: Instant) {
+    host.turn(now);
+    host.flush(now);
+}
+
+fn turn_target(target: &mut Target<Lane>, now: Instant) {
+    target.turn(now);
+    target.flush(now);
+}
+
+/// Frames that mean nothing, more than the other end takes in at once.
+fn flood(lane: &mut Lane, now: Instant) {
+    for _ in 0..4 {
+        let link = lane.link_mut();
+        (0..200).for_each(|_| link.tx().transmit(60, |frame| frame.fill(0)));
+        link.flush(now).unwrap();
+    }
+}
+
 // Who was frozen.
 
 /// The machine sleeps for longer than KATO, with the answer to a keep alive on its way.
@@ -241,6 +285,47 @@ fn a_target_that_slept_finds_the_keep_alives_that_came_in_time() {
         assert!(world.events.is_empty(), "{:?}", world.events);
         world.target_is = End::Awake;
         world.is_well(ctrl);
+    }
+}
+
+/// As above, over our own TCP, and what came in time waits behind more than one turn takes.
+#[test]
+fn what_waits_behind_a_flood_came_in_time_too() {
+    for host_sleeps in [true, false] {
+        let (mut host, mut target, mut now) = over_tcp();
+        let kato = if host_sleeps { Duration::ZERO } else { KATO };
+        let ctrl = host.connect(now, CtrlConfig { kato, ..config() }).unwrap();
+        let mut turns = |host: &mut Host<Lane>, target: &mut Target<Lane>, time: Duration| {
+            let end = now + time;
+            while now < end {
+                turn_host(host, now);
+                turn_target(target, now);
+                let next = earliest(host.poll_timeout(), target.poll_timeout());
+                now = next.unwrap_or(end).clamp(now + ms(1) / 1000, end);
+            }
+            now
+        };
+        now = turns(&mut host, &mut target, ms(100));
+        assert!(matches!(host.poll_event(), Some(HostEvent::Live { .. })));
+        if host_sleeps {
+            host.submit(now, ctrl, 0, io(IoOp::Read, 1, 0, 8, buf(4096))).unwrap();
+            host.flush(now);
+            flood(target.transport_mut(), now);
+            turn_target(&mut target, now + ms(1));
+            now += ms(31_000);
+            (0..8).for_each(|_| turn_host(&mut host, now));
+            assert_eq!(host.poll_io().unwrap().status, Status::SUCCESS);
+        } else {
+            // Nothing of the target runs from here on until after KATO.
+            flood(host.transport_mut(), now);
+            let due = now + KATO / 2;
+            turn_host(&mut host, due);
+            turn_host(&mut host, due + ms(1));
+            now += KATO + ms(200);
+            (0..8).for_each(|_| turn_target(&mut target, now));
+            assert_eq!(target.stats().keep_alive_expired, 0);
+        }
+        assert!(host.poll_event().is_none());
     }
 }
 

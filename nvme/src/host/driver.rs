@@ -181,7 +181,9 @@ impl<T: Transport> Host<T> {
             self.event(now, event);
         }
         self.figures.events_per_turn_max = self.figures.events_per_turn_max.max(events);
-        self.honour_deadlines(now);
+        if self.transport.is_caught_up() {
+            self.honour_deadlines(now);
+        }
     }
 
     fn event(&mut self, now: Instant, event: Event) {

@@ -85,7 +85,9 @@ impl<T: Transport> Target<T> {
         }
         self.core.retry();
         self.core.poll_devices();
-        self.core.check_deadlines(now);
+        if self.transport.is_caught_up() {
+            self.core.check_deadlines(now);
+        }
         for _ in 0..self.core.to_send.len() {
             self.transmit_next();
         }
