@@ -271,8 +271,38 @@ pub trait Transport {
     /// Of the wait itself; a signal ends the wait without an error.
     fn wait(&mut self, until: Option<Instant>, also: &[BorrowedFd<'_>]) -> io::Result<()>;
 
+    /// The connections in slots from `from` on, in order, `max` at most: none from an engine that
+    /// does not see into its connections, as kernel sockets do not.
+    fn connections_from(&self, from: u32, max: usize) -> Vec<ConnReport> {
+        let _ = (from, max);
+        Vec::new()
+    }
+
     /// Counters since the engine was made.
     fn stats(&self) -> TransportStats;
+}
+
+/// A connection as its engine sees it, for a person who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnReport {
+    /// Its name.
+    pub conn: ConnId,
+    /// Our end.
+    pub local: SocketAddr,
+    /// The peer's.
+    pub remote: SocketAddr,
+    /// Where it stands.
+    pub stage: Stage,
+    /// Since when.
+    pub since: Instant,
+    /// Armed deadlines, by name.
+    pub timers: Vec<(&'static str, Instant)>,
+    /// Bytes that the peer has not acknowledged.
+    pub send_queue: usize,
+    /// Bytes that the driver has not taken.
+    pub recv_queue: usize,
+    /// Segments sent again.
+    pub retransmits: u32,
 }
 
 /// What an engine has done since it was made. Payload copies are counted here, at the seam.

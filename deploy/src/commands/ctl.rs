@@ -1,6 +1,8 @@
 //! `moorline ctl`: asks a running `moorline serve`, and prints the answer for people, or as JSON.
 
+use std::array;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::iter;
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -9,17 +11,20 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, Subcommand};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
 use crate::out;
 use crate::perf::report::{SCHEMA, VERSION};
 use crate::serve::config::{SOCKET, Settings};
-use crate::serve::proto::{Cmd, Ctrl, List, Request};
+use crate::serve::proto::{Cmd, Conn, Ctrl, Request};
 use crate::signals::Stop;
 
 /// More than any answer takes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// More pages than any list has.
+const PAGES_MAX: usize = 4096;
 /// How often a follower of the events looks whether the user wants an end.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -42,6 +47,8 @@ pub struct CtlArgs {
 pub enum What {
     /// The controllers: state, since when, attempts, next attempt, and why.
     List,
+    /// The TCP connections of our own stack: stage, since when, bytes waiting, retransmits.
+    Connections,
     /// What happens from now on, until you end it.
     Events,
     /// Counters and latenesses of the reactor.
@@ -86,6 +93,7 @@ pub struct ConnectArgs {
 pub fn run(args: CtlArgs) -> Result<Exit> {
     let request = match &args.what {
         What::List => Request::new(Cmd::List),
+        What::Connections => Request::new(Cmd::Connections),
         What::Events => Request::new(Cmd::Events),
         What::Figures => Request::new(Cmd::Figures),
         What::Reset { name } => named(Cmd::Reset, name),
@@ -96,7 +104,8 @@ pub fn run(args: CtlArgs) -> Result<Exit> {
     };
     let mut client = Client::open(&args.socket)?;
     match args.what {
-        What::List => list(&mut client, &args),
+        What::List => list(&mut client, request, &args, "controllers", table),
+        What::Connections => list(&mut client, request, &args, "connections", conn_table),
         What::Events => follow(client, &request, args.json),
         _ => {
             let answer = client.ask(&request)?;
@@ -202,28 +211,35 @@ fn report(socket: &Path, mut answer: Value) -> Value {
     answer
 }
 
-/// All pages.
-fn list(client: &mut Client, args: &CtlArgs) -> Result<Exit> {
-    let mut controllers = Vec::new();
-    let mut request = Request::new(Cmd::List);
-    loop {
-        let answer = client.ask(&request)?;
+/// Asks for all pages of what is called `what`, and shows it as a table, or as it is.
+fn list<R: DeserializeOwned>(
+    client: &mut Client,
+    mut request: Request,
+    args: &CtlArgs,
+    what: &str,
+    table: fn(&[R]) -> String,
+) -> Result<Exit> {
+    let mut all = Vec::new();
+    for _ in 0..PAGES_MAX {
+        let mut answer = client.ask(&request)?;
         if let Some(why) = refusal(&answer) {
             out::note(format_args!("moorline: {why}"));
             return Ok(Exit::FellShort);
         }
-        let page = List::deserialize(answer).context("reading an answer")?;
-        controllers.extend(page.controllers);
-        let Some(next) = page.next else { break };
-        // A server that leads in a circle is not followed.
-        ensure!(request.after.as_ref() < Some(&next), "the pages of the list are out of order");
-        request.after = Some(next);
+        if let Value::Array(page) = answer[what].take() {
+            all.extend(page);
+        }
+        request.after = answer["next"].as_str().map(str::to_owned);
+        if request.after.is_none() {
+            break;
+        }
     }
+    ensure!(request.after.is_none(), "the list has no end");
     if args.json {
-        let whole = json!({ "controllers": controllers });
-        out::line(format_args!("{}", report(&args.socket, whole)))?;
+        out::line(format_args!("{}", report(&args.socket, json!({ what: all }))))?;
     } else {
-        out::text(&table(&controllers))?;
+        let rows: Vec<R> = Deserialize::deserialize(Value::Array(all)).context("an answer")?;
+        out::text(&table(&rows))?;
     }
     Ok(Exit::Ok)
 }
@@ -275,11 +291,10 @@ fn figures_text(figures: &Value, depth: usize) -> String {
     text
 }
 
-/// The controllers as a table; the columns are as wide as what is in them.
+/// The controllers as a table.
 fn table(controllers: &[Ctrl]) -> String {
     let head = ["NAME", "ADDRESS", "STATE", "SINCE", "TRIES", "NEXT", "REACH", "AWAITS", "REASON"];
-    let mut rows = vec![head.map(str::to_owned)];
-    rows.extend(controllers.iter().map(|c| {
+    let row = |c: &Ctrl| {
         [
             c.name.clone(),
             c.addr.clone(),
@@ -292,16 +307,38 @@ fn table(controllers: &[Ctrl]) -> String {
             // Of one that is live, it is an old story: `--json` tells it.
             c.reason.clone().filter(|_| c.state != "live").unwrap_or("-".into()),
         ]
-    }));
+    };
+    columns(head, controllers.iter().map(row))
+}
+
+/// The connections as a table.
+fn conn_table(connections: &[Conn]) -> String {
+    let head = ["LOCAL", "REMOTE", "STAGE", "SINCE", "UNACKED", "UNREAD", "RESENT", "TIMERS"];
+    let row = |c: &Conn| {
+        let timers = c.timers.iter().map(|timer| format!("{} {}", timer.name, age(timer.left_ms)));
+        [
+            c.local.clone(),
+            c.remote.clone(),
+            c.stage.clone(),
+            age(c.since_ms),
+            c.send_queue.to_string(),
+            c.recv_queue.to_string(),
+            c.retransmits.to_string(),
+            timers.collect::<Vec<_>>().join(", "),
+        ]
+    };
+    columns(head, connections.iter().map(row))
+}
+
+/// Lines of columns that are as wide as what is in them.
+fn columns<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<_> = iter::once(head.map(str::to_owned)).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: [usize; 9] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    let widths: [usize; N] = array::from_fn(|column| width(column).unwrap_or(0));
     let mut text = String::new();
     for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            line += &format!("{cell:width$}  ");
-        }
-        text += line.trim_end();
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}  "));
+        text += cells.collect::<String>().trim_end();
         text.push('\n');
     }
     text

@@ -15,7 +15,7 @@ use moorline_stack::{Instant, Transport};
 use serde_json::{Value, json};
 
 use super::config::Settings;
-use super::proto::{self, Cmd, Ctrl, List, PAGE, Request, Timer, V};
+use super::proto::{self, Cmd, Conn, Conns, Ctrl, List, PAGE, Request, Timer, V};
 use super::server::{Answers, Server};
 
 /// Log lines in a second; what is more is counted, and the count told.
@@ -229,7 +229,9 @@ impl<T: Transport> Held<T> {
             };
         }
         let status = self.host.status(one.ctrl);
-        let timers = status.timers.iter();
+        // Who waits for an address is tried when that is found, by the next test of it.
+        let test = status.timers.iter().find(|(name, _)| *name == "probe").map(|&(_, at)| at);
+        let next = status.next_attempt.or(test);
         Ctrl {
             state: status.state.to_string(),
             since_ms: ms(now - status.since),
@@ -238,12 +240,34 @@ impl<T: Transport> Held<T> {
             reconnects: status.reconnects,
             reach: status.reach.to_string(),
             reason: status.failure.map(|failure| failure.to_string()),
-            next_attempt_ms: status.next_attempt.map(|at| left(now, at)),
-            timers: timers
-                .map(|&(name, at)| Timer { name: name.to_owned(), left_ms: left(now, at) })
-                .collect(),
+            next_attempt_ms: next.map(|at| left(now, at)),
+            timers: timers(now, &status.timers),
             ..shown
         }
+    }
+
+    fn connections(&self, now: Instant, after: Option<&str>) -> Result<Conns> {
+        let from = match after {
+            None => 0,
+            Some(slot) => slot.parse::<u32>().context("\"after\" is a slot")?.saturating_add(1),
+        };
+        let mut page = self.host.transport().connections_from(from, PAGE + 1);
+        let more = page.len() > PAGE;
+        page.truncate(PAGE);
+        let connections = page.into_iter().map(|report| Conn {
+            slot: report.conn.index,
+            local: report.local.to_string(),
+            remote: report.remote.to_string(),
+            stage: report.stage.to_string(),
+            since_ms: ms(now - report.since),
+            send_queue: report.send_queue,
+            recv_queue: report.recv_queue,
+            retransmits: report.retransmits,
+            timers: timers(now, &report.timers),
+        });
+        let connections: Vec<_> = connections.collect();
+        let next = connections.last().filter(|_| more).map(|last| last.slot.to_string());
+        Ok(Conns { v: V, ok: true, connections, next })
     }
 
     fn figures(&self) -> Value {
@@ -278,6 +302,10 @@ impl<T: Transport> Held<T> {
             Cmd::List => {
                 return Ok(serde_json::to_value(self.list(now, request.after.as_deref()))?);
             }
+            Cmd::Connections => {
+                let page = self.connections(now, request.after.as_deref())?;
+                return Ok(serde_json::to_value(page)?);
+            }
             Cmd::Figures => {
                 let mut answer = proto::done(Cmd::Figures);
                 answer["figures"] = self.figures();
@@ -304,6 +332,11 @@ impl<T: Transport> Answers for Held<T> {
 
 fn unknown(name: &str) -> String {
     format!("there is no controller {name:?}")
+}
+
+fn timers(now: Instant, armed: &[(&'static str, Instant)]) -> Vec<Timer> {
+    let timer = |&(name, at): &(&str, _)| Timer { name: name.to_owned(), left_ms: left(now, at) };
+    armed.iter().map(timer).collect()
 }
 
 /// Milliseconds, to the microsecond.

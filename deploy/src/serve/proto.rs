@@ -22,6 +22,8 @@ pub const PAGE: usize = 64;
 pub enum Cmd {
     /// The controllers by name, a page of them: those after `after`.
     List,
+    /// The TCP connections, a page of them: those in slots after `after`; none of kernel sockets.
+    Connections,
     /// Counters and latenesses of the reactor.
     Figures,
     /// Everything that happens from now on.
@@ -42,7 +44,7 @@ pub struct Request {
     pub v: u32,
     /// What is asked for.
     pub cmd: Cmd,
-    /// `list`: the last name of the page before.
+    /// `list`, `connections`: `next` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
     /// `reset`, `disconnect`: which.
@@ -118,6 +120,42 @@ pub struct Ctrl {
     pub reason: Option<String>,
     /// Until the next attempt.
     pub next_attempt_ms: Option<f64>,
+    /// The deadlines that run.
+    pub timers: Vec<Timer>,
+}
+
+/// The answer to `connections`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct Conns {
+    /// [`V`].
+    pub v: u32,
+    /// True.
+    pub ok: bool,
+    /// The page, by slot.
+    pub connections: Vec<Conn>,
+    /// Ask for what is `after` this; `null`: it was the last page.
+    pub next: Option<String>,
+}
+
+/// A TCP connection of our own stack, as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct Conn {
+    /// Its slot in the table.
+    pub slot: u32,
+    /// Our end.
+    pub local: String,
+    /// The target's.
+    pub remote: String,
+    /// What it does, or waits for.
+    pub stage: String,
+    /// For how long.
+    pub since_ms: f64,
+    /// Bytes that the target has not acknowledged.
+    pub send_queue: usize,
+    /// Bytes that have not been taken in.
+    pub recv_queue: usize,
+    /// Segments sent again.
+    pub retransmits: u32,
     /// The deadlines that run.
     pub timers: Vec<Timer>,
 }

@@ -28,7 +28,7 @@ use crate::eth::{Frame, Mac, Packet};
 use crate::neighbour::{NeighbourOptions, Neighbours};
 use crate::route::{Cidr, Routes};
 use crate::time::earliest;
-use crate::transport::{ConnOptions, Event, ListenOptions, Transport, TransportStats};
+use crate::transport::{ConnOptions, ConnReport, Event, ListenOptions, Transport, TransportStats};
 use crate::{ConnId, Instant, Link, LinkTx};
 
 pub use conn::{TIMERS, Timer};
@@ -381,6 +381,23 @@ impl<L: Link> Transport for Tcp<L> {
 
     fn wait(&mut self, until: Option<Instant>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.link.wait(until, also)
+    }
+
+    fn connections_from(&self, from: u32, max: usize) -> Vec<ConnReport> {
+        let names = ["stage", "unacked", "ack", "tcp"]; // as in `Timer`
+        let conns = self.connections().filter(|info| info.id.index >= from);
+        let report = |info: ConnInfo| ConnReport {
+            conn: info.id,
+            local: info.local,
+            remote: info.remote,
+            stage: info.stage,
+            since: info.since,
+            timers: names.into_iter().zip(info.timers).filter_map(|(n, t)| Some((n, t?))).collect(),
+            send_queue: info.send_queue,
+            recv_queue: info.recv_queue,
+            retransmits: info.retransmits,
+        };
+        conns.take(max).map(report).collect()
     }
 
     fn stats(&self) -> TransportStats {

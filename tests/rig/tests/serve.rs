@@ -161,6 +161,11 @@ fn held_through_the_loss_of_a_target(lane: &str, addr: IpAddr, start: impl Fn() 
     config.ctl("disconnect more").ok();
     config.until("more", Value::is_null);
     config.ctl("reset more").failed(1, "no controller \"more\"");
+    let connections = config.ctl("connections --json").ok().json();
+    let seen = connections["connections"].as_array().unwrap();
+    let ours = seen.iter().filter(|conn| conn["remote"] == format!("{addr}:4420")).count();
+    // Admin and I/O; kernel sockets are not seen into.
+    assert_eq!(ours, if lane.contains("kernel") { 0 } else { 2 }, "{connections:#}");
     assert_eq!(config.ctl("figures --json").ok().json()["figures"]["deadlines_early"], 0);
 
     let run = serve.end(Signal::TERM).ok();
