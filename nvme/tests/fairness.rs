@@ -295,17 +295,13 @@ fn what_waits_behind_a_flood_came_in_time_too() {
         let (mut host, mut target, mut now) = over_tcp();
         let kato = if host_sleeps { Duration::ZERO } else { KATO };
         let ctrl = host.connect(now, CtrlConfig { kato, ..config() }).unwrap();
-        let mut turns = |host: &mut Host<Lane>, target: &mut Target<Lane>, time: Duration| {
-            let end = now + time;
-            while now < end {
-                turn_host(host, now);
-                turn_target(target, now);
-                let next = earliest(host.poll_timeout(), target.poll_timeout());
-                now = next.unwrap_or(end).clamp(now + ms(1) / 1000, end);
-            }
-            now
-        };
-        now = turns(&mut host, &mut target, ms(100));
+        let live = now + ms(100);
+        while now < live {
+            turn_host(&mut host, now);
+            turn_target(&mut target, now);
+            let next = earliest(host.poll_timeout(), target.poll_timeout());
+            now = next.unwrap_or(live).clamp(now + WAY, live);
+        }
         assert!(matches!(host.poll_event(), Some(HostEvent::Live { .. })));
         if host_sleeps {
             host.submit(now, ctrl, 0, io(IoOp::Read, 1, 0, 8, buf(4096))).unwrap();

@@ -51,6 +51,10 @@ pub struct TargetArgs {
     /// Block size of all namespaces.
     #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = ["512", "4096"])]
     pub block_size: String,
+    /// Traffic based keep alive: every command says that the host is alive, and hosts send no Keep
+    /// Alive while there is traffic.
+    #[arg(long)]
+    pub tbkas: bool,
     /// Admit only this host NQN; repeatable [default: all].
     #[arg(long, value_name = "HOSTNQN")]
     pub allow: Vec<String>,
@@ -217,7 +221,7 @@ impl Job for Serve<'_> {
     type Out = ();
 
     fn run<T: Transport>(self, transport: T, path: Path) -> Result<()> {
-        let config = TargetConfig { mqes: MQES, ..TargetConfig::default() };
+        let config = TargetConfig { mqes: MQES, tbkas: self.args.tbkas, ..TargetConfig::default() };
         let mut target = Target::new(transport, config);
         target.add_subsystem(self.subsystem)?;
         for addr in &self.addrs {
