@@ -1,5 +1,6 @@
 //! What our own code costs per 4 KiB read: host and target in one thread over a simulated wire, so
-//! no kernel, no rings, no other core. `cargo run --release --example own_cost [MTU] [QD]`.
+//! no kernel, no rings, no other core. `cargo run --release --example own_cost [MTU] [QD] [off]`;
+//! `off` leaves out TCP checksums.
 //!
 //! The figure is the sum of both ends, TCP and checksums and copies included. The simulated wire's
 //! share is in it too.
@@ -24,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let mtu: usize = args.next().map_or(Ok(1500), |arg| arg.parse())?;
     let depth: u64 = args.next().map_or(Ok(1), |arg| arg.parse())?;
+    let no_tcp_checksums = args.next().is_some_and(|arg| arg == "off");
     let ip = |n| IpAddr::V4(Ipv4Addr::new(10, 0, 0, n));
     let (here, there) = SimLink::pair(&WireOptions {
         mtu,
@@ -32,7 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     });
     let tcp = |link, n| {
         let addresses = vec![Cidr { ip: ip(n), prefix: 24 }];
-        let config = TcpConfig { addresses, seed: Some(n.into()), ..TcpConfig::default() };
+        let seed = Some(n.into());
+        let config = TcpConfig { addresses, seed, no_tcp_checksums, ..TcpConfig::default() };
         Tcp::new(Instant::ZERO, link, &config)
     };
     let addr = SocketAddr::new(ip(2), 4420);
