@@ -11,7 +11,7 @@ use moorline_nvme::host::CtrlConfig;
 use moorline_stack::transport::ConnOptions;
 use serde::Serialize;
 
-use crate::commands::{ctl, discover, doctor, floor, identify, perf, rig, target};
+use crate::commands::{ctl, discover, doctor, floor, identify, perf, rig, rig_host, target};
 use crate::exit::Exit;
 use crate::perf::report::{TransportKind, VERSION};
 use crate::perf::workload::parse_duration;
@@ -55,7 +55,7 @@ pub enum Command {
     Identify(identify::IdentifyArgs),
     /// Check this machine, and a network interface, and say how to mend what is wrong.
     Doctor(doctor::DoctorArgs),
-    /// Make or remove a test network: two namespaces joined by a veth pair.
+    /// Make or remove a test network, two namespaces joined by a veth pair; run scenarios.
     Rig(rig::RigArgs),
     /// The far end of the raw AF_XDP floor.
     #[command(hide = true)]
@@ -63,6 +63,9 @@ pub enum Command {
     /// The far end of the plain-socket ping-pong.
     #[command(hide = true)]
     PlainServer(floor::PlainServerArgs),
+    /// The host of a scenario.
+    #[command(hide = true)]
+    RigHost(rig_host::RigHostArgs),
 }
 
 impl Command {
@@ -82,6 +85,7 @@ impl Command {
             Self::Rig(args) => rig::run(args),
             Self::FloorServer(args) => floor::floor_server(&args),
             Self::PlainServer(args) => floor::plain_server(&args),
+            Self::RigHost(args) => rig_host::run(&args),
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod exit;
 pub mod identity;
 pub mod out;
 pub mod perf;
+pub mod scenario;
 pub mod serve;
 pub mod session;
 pub mod signals;

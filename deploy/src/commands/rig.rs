@@ -1,11 +1,17 @@
 //! `moorline rig`: a test network kept open for several commands.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use moorline_rig::{Owner, Rig, RigSpec};
 
 use crate::exit::Exit;
 use crate::out;
+use crate::perf::report::TransportKind;
+use crate::perf::workload::parse_duration;
+use crate::scenario::{self, Scenario};
 
 /// Options of `rig`.
 #[derive(Args, Debug)]
@@ -36,6 +42,30 @@ enum Action {
     Status,
     /// Remove the rigs of killed processes; every start of a rig does the same.
     Sweep,
+    /// Run scenarios in a network of their own: faults on a time line, and what must hold.
+    Run(RunArgs),
+}
+
+#[derive(Args, Debug)]
+struct RunArgs {
+    /// The scenarios' files; tests/rig/scenarios has some.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// What carries the connections, at both ends.
+    #[arg(short, long, value_name = "KIND", default_value = "xdp")]
+    transport: TransportKind,
+    /// The short form of each, where it has one.
+    #[arg(long)]
+    short: bool,
+    /// How long targets stay away, in place of the file's.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    away: Option<Duration>,
+    /// How often each fault comes, in place of the file's.
+    #[arg(long, value_name = "N")]
+    cycles: Option<u32>,
+    /// Write the results as JSON to this file, or to standard output (-).
+    #[arg(long, value_name = "FILE")]
+    json: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -55,7 +85,15 @@ pub fn run(args: RigArgs) -> Result<Exit> {
         Action::Down { name } => down(&name.name),
         Action::Status => status(),
         Action::Sweep => sweep(),
+        Action::Run(args) => run_scenarios(args),
     }
+}
+
+fn run_scenarios(args: RunArgs) -> Result<Exit> {
+    let RunArgs { files, transport, short, away, cycles, json } = args;
+    let scenarios: Vec<_> = files.iter().map(|f| Scenario::load(f)).collect::<Result<_>>()?;
+    let options = scenario::Options { transport, short, away, cycles, json };
+    scenario::run(&scenarios, &options)
 }
 
 fn up(spec: RigSpec) -> Result<Exit> {

@@ -9,6 +9,7 @@
 mod commands;
 mod io;
 mod reach;
+mod scenarios;
 mod serve;
 mod support;
 mod target;

@@ -1,0 +1,147 @@
+//! A scenario's file. Unknown keys are refused, so that a misspelt one is not a check left out.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Deserializer};
+
+use crate::perf::workload::parse_duration;
+
+/// A scenario.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Its name in reports.
+    pub name: String,
+    /// Controllers whose target comes and goes; all on one process, a port each.
+    pub dead: u16,
+    /// Queue depths of the load on the healthy controller, a run each.
+    pub depths: Vec<u16>,
+    /// Keep alive timeout of all controllers.
+    #[serde(deserialize_with = "duration")]
+    pub kato: Duration,
+    /// What happens.
+    pub timeline: Timeline,
+    /// In place of the time line, where a short form is asked for.
+    pub short: Option<Timeline>,
+    /// What must hold.
+    #[serde(default)]
+    pub expect: Expect,
+}
+
+/// What happens, when. Each cycle has each fault once.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Timeline {
+    /// Ways in which the targets go.
+    pub faults: Vec<Fault>,
+    /// Times that each comes.
+    pub cycles: u32,
+    /// Load alone before the first fault.
+    #[serde(deserialize_with = "duration")]
+    pub before: Duration,
+    /// From a fault to its end.
+    #[serde(deserialize_with = "duration")]
+    pub away: Duration,
+    /// From the end of a fault to the next one: time to recover.
+    #[serde(deserialize_with = "duration")]
+    pub back: Duration,
+}
+
+/// A way in which targets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// Their process ends in order: connections are reset.
+    Exit,
+    /// Their process is killed; on our own stack they fall silent, ARP included.
+    Kill,
+    /// The switch forwards nothing to and from them.
+    Blackhole,
+    /// Their process is stopped.
+    Freeze,
+    /// Their link goes down and up every 300 ms.
+    Flap,
+}
+
+impl Fault {
+    /// As it is written in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exit => "exit",
+            Self::Kill => "kill",
+            Self::Blackhole => "blackhole",
+            Self::Freeze => "freeze",
+            Self::Flap => "flap",
+        }
+    }
+
+    /// Whether their process is gone meanwhile.
+    pub const fn ends_process(self) -> bool {
+        matches!(self, Self::Exit | Self::Kill)
+    }
+}
+
+/// Limits; what is not given is reported and not checked. That nothing fails, nothing is lost and
+/// no deadline is early is always checked.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expect {
+    /// Longest time without an end of a healthy I/O, less run delay, during outages.
+    pub max_gap_less_run_delay_us: Option<u64>,
+    /// Longest time from a target's listening to its last controller's being live.
+    pub recovered_ms_max: Option<u64>,
+    /// Whether IOPS and p99 during outages are to lie within those of before.
+    #[serde(default)]
+    pub within_interval: bool,
+}
+
+impl Scenario {
+    /// Reads a scenario.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or what is wrong in it.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the scenario {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("{}", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let this: Self = toml::from_str(text)?;
+        ensure!((1..=1000).contains(&this.dead), "dead: 1 to 1000 controllers");
+        ensure!(!this.depths.is_empty(), "depths: at least one");
+        ensure!(this.depths.iter().all(|d| (1..=127).contains(d)), "depths: 1 to 127");
+        Ok(this)
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(from)?;
+    parse_duration(&text).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scenarios_that_we_have_can_be_read() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/rig/scenarios");
+        let mut read = 0;
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let scenario = Scenario::load(&path).unwrap();
+            assert_eq!(Some(scenario.name.as_str()), path.file_stem().unwrap().to_str());
+            read += 1;
+        }
+        assert!(read >= 1);
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused() {
+        let error = Scenario::parse("name = \"x\"\ndaed = 7\n").unwrap_err();
+        assert!(format!("{error:#}").contains("daed"), "{error:#}");
+    }
+}

@@ -1,0 +1,15 @@
+//! Scenarios: small files that say who is there, what happens to them when, and what must hold;
+//! and the runner that does it with real processes in a rig of its own.
+
+mod file;
+mod outcome;
+mod process;
+mod run;
+
+use std::time::Duration;
+
+pub use file::{Fault, Scenario};
+pub use run::{Options, run};
+
+/// How often the host tells how its load went.
+pub const TICK: Duration = Duration::from_millis(250);

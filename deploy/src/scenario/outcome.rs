@@ -1,0 +1,253 @@
+//! What a run of a scenario came to: from what the host told, to figures, checks and text.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::Scenario;
+use crate::perf::report::{SCHEMA, TransportKind, VERSION, median};
+
+/// One quarter of a second of the healthy load.
+#[derive(Clone, Copy, Debug)]
+pub struct Tick {
+    /// Its end, microseconds.
+    pub at: u64,
+    /// I/Os that ended.
+    pub ios: u64,
+    /// Their 99th percentile.
+    pub p99: u64,
+    /// Longest time without an end.
+    pub gap: u64,
+    /// The same less run delay.
+    pub gap_less: u64,
+}
+
+/// One outage.
+#[derive(Clone, Debug)]
+pub struct Outage {
+    /// The fault.
+    pub fault: super::Fault,
+    /// Begin, end (the target listens again), and end of the time to recover, microseconds.
+    pub at: [u64; 3],
+    /// Per controller: whether it was lost, and when it became live last after that.
+    pub ctrls: Vec<(bool, Option<u64>)>,
+}
+
+/// All that was seen in a run at one depth.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// The load's queue depth.
+    pub depth: u16,
+    /// The load, tick by tick.
+    pub ticks: Vec<Tick>,
+    /// The outages, in order.
+    pub outages: Vec<Outage>,
+    /// The host's totals.
+    pub end: Value,
+    /// When the load was steady, microseconds.
+    pub started: u64,
+}
+
+/// The 5th and 95th percentile of ticks before the faults, over their median.
+fn interval(values: &[f64]) -> (f64, [f64; 2]) {
+    let mid = median(values.iter().copied());
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |share: f64| sorted.get((share * sorted.len() as f64) as usize).copied();
+    let (low, high) = (at(0.05).unwrap_or(f64::NAN), at(0.95).unwrap_or(f64::NAN));
+    (mid, [low / mid, high / mid])
+}
+
+impl Seen {
+    /// The ticks that lie between two times.
+    fn between(&self, from: u64, to: u64) -> impl Iterator<Item = &Tick> {
+        let length = super::TICK.as_micros() as u64;
+        self.ticks.iter().filter(move |t| t.at.saturating_sub(length) >= from && t.at <= to)
+    }
+
+    /// How long after its target listened each controller that was lost was live, milliseconds.
+    fn recoveries(&self) -> Vec<f64> {
+        let of = |outage: &Outage| {
+            let listening = outage.at[1];
+            let lost = outage.ctrls.clone().into_iter().filter(|(lost, _)| *lost);
+            let lives = lost.filter_map(|(_, live)| live);
+            lives.map(|live| live.saturating_sub(listening) as f64 / 1e3).collect::<Vec<_>>()
+        };
+        let mut all: Vec<f64> = self.outages.iter().flat_map(of).collect();
+        all.sort_by(f64::total_cmp);
+        all
+    }
+
+    /// The report, by the contract.
+    pub fn report(&self, scenario: &Scenario, transport: TransportKind) -> Value {
+        let first = self.outages.first().map_or(u64::MAX, |outage| outage.at[0]);
+        let before: Vec<Tick> = self.between(self.started, first).copied().collect();
+        let dark = |o: &Outage| self.between(o.at[0], o.at[1]).copied().collect::<Vec<_>>();
+        let during: Vec<Tick> = self.outages.iter().flat_map(dark).collect();
+        let last = self.outages.last().map_or(u64::MAX, |outage| outage.at[2]);
+        let faulty: Vec<Tick> = self.between(first, last).copied().collect();
+        let per_s = |t: &Tick| t.ios as f64 / super::TICK.as_secs_f64();
+        let (iops_before, iops_interval) = interval(&before.iter().map(per_s).collect::<Vec<_>>());
+        let p99s: Vec<f64> = before.iter().map(|t| t.p99 as f64).collect();
+        let (p99_before, p99_interval) = interval(&p99s);
+        let iops_during = median(during.iter().map(per_s));
+        let p99_during = median(during.iter().map(|t| t.p99 as f64));
+        let max = |of: fn(&Tick) -> u64, ticks: &[Tick]| ticks.iter().map(of).max().unwrap_or(0);
+        let recoveries = self.recoveries();
+        let pairs = || self.outages.iter().flat_map(|outage| &outage.ctrls);
+        let unrecovered = pairs().filter(|(lost, live)| *lost && live.is_none()).count();
+        let end = &self.end;
+        let mut report = json!({
+            "schema": SCHEMA, "version": VERSION, "scenario": scenario.name,
+            "transport": transport.name(), "iodepth": self.depth,
+            "healthy": {
+                "ios": end["ios"], "errors": end["errors"],
+                "iops_before": iops_before, "iops_during": iops_during,
+                "iops_ratio": iops_during / iops_before, "p99_ratio": p99_during / p99_before,
+                "p99_before_us": p99_before, "p99_during_us": p99_during,
+                "interval": iops_interval, "p99_interval": p99_interval,
+                "max_gap_before_us": max(|t| t.gap, &before),
+                "max_gap_us": max(|t| t.gap, &faulty),
+                "max_gap_less_run_delay_us": max(|t| t.gap_less, &faulty),
+                // A lost keep alive always loses its controller.
+                "keepalives_lost": end["losses"], "ka_late_max_us": end["ka_late_max_us"],
+            },
+            "dead": {
+                "controllers": scenario.dead, "outages": self.outages.len(),
+                "lost": pairs().filter(|(lost, _)| *lost).count(), "unrecovered": unrecovered,
+                "recovered": self.recovered_of_worst(scenario.dead),
+                "recovered_ms_max": recoveries.last().copied().unwrap_or(0.0),
+                "recovered_ms_p50": recoveries.get(recoveries.len() / 2).copied().unwrap_or(0.0),
+                "attempts": end["attempts"], "deadline_early": end["deadlines_early"],
+                "deadline_late_max_us": end["deadline_late_max_us"],
+            },
+            "reactor": {
+                "work_per_turn_max": {
+                    "events": end["events_per_turn_max"], "timers": end["deadlines_per_turn_max"],
+                },
+                "turn_us_p999": end["turn_us_p999"], "turn_us_max": end["turn_us_max"],
+            },
+            "verify": null,
+            "outages": self.outages.iter().map(|o| self.outage(o)).collect::<Vec<_>>(),
+            "conditions": {
+                "kernel": crate::perf::measure::kernel(), "cpus": crate::perf::measure::cpus(),
+                "mtu": 1500,
+            },
+        });
+        let checks = checks(scenario, &report);
+        report["pass"] = checks.iter().all(|check| check["pass"] == true).into();
+        report["expectations"] = checks.into();
+        report
+    }
+
+    /// How many controllers were there again after the worst outage.
+    fn recovered_of_worst(&self, dead: u16) -> usize {
+        let back = |outage: &Outage| {
+            outage.ctrls.iter().filter(|(lost, live)| !*lost || live.is_some()).count()
+        };
+        self.outages.iter().map(back).min().unwrap_or(dead.into())
+    }
+
+    fn outage(&self, outage: &Outage) -> Value {
+        let live = outage.ctrls.iter().filter_map(|(_, live)| *live);
+        let worst = live.map(|live| live.saturating_sub(outage.at[1])).max().unwrap_or(0);
+        json!({
+            "fault": outage.fault.name(),
+            "at_us": outage.at[0].saturating_sub(self.started),
+            "dead_us": outage.at[1] - outage.at[0],
+            "lost": outage.ctrls.iter().filter(|(lost, _)| *lost).count(),
+            "recovered_ms_max": worst as f64 / 1e3,
+        })
+    }
+
+    /// A line a second: IOPS as a bar, longest gap, and what was going on.
+    pub fn plot(&self) -> String {
+        let ticks: Vec<&Tick> = self.ticks.iter().filter(|t| t.at >= self.started).collect();
+        let seconds: Vec<&[&Tick]> = ticks.chunks(4).filter(|chunk| chunk.len() == 4).collect();
+        let ios = |chunk: &[&Tick]| chunk.iter().map(|t| t.ios).sum::<u64>();
+        let most = seconds.iter().map(|chunk| ios(chunk)).max().unwrap_or(1).max(1);
+        let mut text = String::from("    s     IOPS  max gap\n");
+        for (second, chunk) in seconds.iter().enumerate() {
+            let bar = "#".repeat((ios(chunk) * 40 / most) as usize);
+            let gap = chunk.iter().map(|t| t.gap).max().unwrap_or(0) as f64 / 1e3;
+            let at = chunk[3].at;
+            let under_way = self.outages.iter().find(|o| (o.at[0]..o.at[1]).contains(&at));
+            let what = under_way.map_or("", |outage| outage.fault.name());
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{second:5} {:8} {gap:6.1}ms {bar:40} {what}", ios(chunk));
+        }
+        text
+    }
+}
+
+fn checks(scenario: &Scenario, report: &Value) -> Vec<Value> {
+    let (healthy, dead) = (&report["healthy"], &report["dead"]);
+    let most = |name: &str, limit: u64, seen: &Value| {
+        let pass = seen.as_f64().is_some_and(|seen| seen <= limit as f64);
+        json!({ "name": name, "limit": limit, "seen": seen, "pass": pass })
+    };
+    let mut checks = vec![
+        most("healthy errors", 0, &healthy["errors"]),
+        most("healthy keep alives lost", 0, &healthy["keepalives_lost"]),
+        most("deadlines early", 0, &dead["deadline_early"]),
+        most("dead controllers not live again", 0, &dead["unrecovered"]),
+    ];
+    let expect = &scenario.expect;
+    if let Some(limit) = expect.max_gap_less_run_delay_us {
+        let seen = &healthy["max_gap_less_run_delay_us"];
+        checks.push(most("healthy gap less run delay, us", limit, seen));
+    }
+    if let Some(limit) = expect.recovered_ms_max {
+        checks.push(most("all live after listening, ms", limit, &dead["recovered_ms_max"]));
+    }
+    if expect.within_interval {
+        let (iops, low) = (&healthy["iops_ratio"], &healthy["interval"][0]);
+        let pass = iops.as_f64().zip(low.as_f64()).is_some_and(|(seen, low)| seen >= low);
+        checks.push(json!({ "name": "IOPS ratio, at least", "limit": low, "seen": iops,
+                            "pass": pass }));
+        let (p99, high) = (&healthy["p99_ratio"], &healthy["p99_interval"][1]);
+        let pass = p99.as_f64().zip(high.as_f64()).is_some_and(|(seen, high)| seen <= high);
+        checks.push(json!({ "name": "p99 ratio, at most", "limit": high, "seen": p99,
+                            "pass": pass }));
+    }
+    checks
+}
+
+/// A report's outages and checks, for a person.
+pub fn table(report: &Value) -> String {
+    let mut text = String::new();
+    let (healthy, dead) = (&report["healthy"], &report["dead"]);
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        text,
+        "{} on {}, QD {}: IOPS before {:.0}, during {:.0}; p99 {:.0} us, {:.0} us; recovered p50 \
+         {:.1} ms, max {:.1} ms",
+        report["scenario"].as_str().unwrap_or_default(),
+        report["transport"].as_str().unwrap_or_default(),
+        report["iodepth"],
+        healthy["iops_before"].as_f64().unwrap_or(f64::NAN),
+        healthy["iops_during"].as_f64().unwrap_or(f64::NAN),
+        healthy["p99_before_us"].as_f64().unwrap_or(f64::NAN),
+        healthy["p99_during_us"].as_f64().unwrap_or(f64::NAN),
+        dead["recovered_ms_p50"].as_f64().unwrap_or(f64::NAN),
+        dead["recovered_ms_max"].as_f64().unwrap_or(f64::NAN),
+    );
+    for outage in report["outages"].as_array().into_iter().flatten() {
+        let _ = writeln!(
+            text,
+            "  {:9}  away {:6.2} s, {} lost, all live {:.1} ms after listening",
+            outage["fault"].as_str().unwrap_or_default(),
+            outage["dead_us"].as_f64().unwrap_or(f64::NAN) / 1e6,
+            outage["lost"],
+            outage["recovered_ms_max"].as_f64().unwrap_or(f64::NAN),
+        );
+    }
+    for check in report["expectations"].as_array().into_iter().flatten() {
+        let name = check["name"].as_str().unwrap_or_default();
+        let word = if check["pass"] == true { "ok" } else { "MISSED" };
+        let round = |value: &Value| value.as_f64().map_or(f64::NAN, |v| (v * 1e3).round() / 1e3);
+        let (limit, seen) = (round(&check["limit"]), round(&check["seen"]));
+        let _ = writeln!(text, "  {word:6}  {name}: {seen} (limit {limit})");
+    }
+    text
+}

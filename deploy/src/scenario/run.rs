@@ -1,0 +1,329 @@
+//! The runner: a star, the processes in it, the faults in their order, and what the host told.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use moorline_rig::{End, RigSpec, Star};
+use moorline_stack::Instant;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::outcome::{Outage, Seen, Tick, table};
+use super::process::Process;
+use super::{Fault, Scenario};
+use crate::exit::Exit;
+use crate::out;
+use crate::perf::measure::cpus;
+use crate::perf::report::{TransportKind, write_json};
+use crate::signals::Stop;
+
+/// The first port of a target.
+const PORT: u16 = 4420;
+/// How long all controllers get to become live at the start.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// Half a period of a flapping link.
+const FLAP: Duration = Duration::from_millis(300);
+
+/// How scenarios are run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What carries the bytes, on both ends.
+    pub transport: TransportKind,
+    /// The short form.
+    pub short: bool,
+    /// In place of the file's.
+    pub away: Option<Duration>,
+    /// In place of the file's.
+    pub cycles: Option<u32>,
+    /// Where the reports go.
+    pub json: Option<String>,
+}
+
+/// Runs scenarios, one after the other.
+///
+/// # Errors
+/// When the environment does not allow it; the message says what to do.
+pub fn run(scenarios: &[Scenario], options: &Options) -> Result<Exit> {
+    let stop = Stop::on_signals()?;
+    let mut reports: Vec<Value> = Vec::new();
+    // The text goes aside where the results are to be standard output.
+    let tell = |text: &str| match options.json.as_deref() {
+        Some("-") => {
+            out::note(format_args!("{text}"));
+            Ok(())
+        }
+        _ => out::unless_closed(out::text(text)),
+    };
+    for scenario in scenarios {
+        let scenario = adapted(scenario, options);
+        for &depth in &scenario.depths {
+            let seen = Runner::start(&scenario, options.transport, depth)?.run(&stop)?;
+            let report = seen.report(&scenario, options.transport);
+            tell(&format!("{}{}", seen.plot(), table(&report)))?;
+            reports.push(report);
+            if stop.requested() {
+                break;
+            }
+        }
+    }
+    let pass = reports.iter().all(|report| report["pass"] == true);
+    if let Some(to) = &options.json {
+        match reports.as_slice() {
+            [one] => write_json(one, to)?,
+            all => write_json(&json!({ "runs": all }), to)?,
+        }
+    }
+    Ok(match (stop.requested(), pass) {
+        (true, _) => Exit::Interrupted,
+        (false, true) => Exit::Ok,
+        (false, false) => Exit::FellShort,
+    })
+}
+
+fn adapted(scenario: &Scenario, options: &Options) -> Scenario {
+    let mut scenario = scenario.clone();
+    if let (true, Some(short)) = (options.short, scenario.short.take()) {
+        scenario.timeline = short;
+        scenario.depths.truncate(1);
+    }
+    if let Some(away) = options.away {
+        scenario.timeline.away = away;
+    }
+    if let Some(cycles) = options.cycles {
+        scenario.timeline.cycles = cycles;
+    }
+    scenario
+}
+
+/// A run under way. Processes are dropped before the star they are in.
+struct Runner<'a> {
+    scenario: &'a Scenario,
+    transport: TransportKind,
+    host: Process,
+    dead: Option<Process>,
+    _healthy: Process,
+    star: Star,
+    /// Per dead controller: whether it is live, and since when or until when.
+    states: Vec<(bool, u64)>,
+    healthy_live: bool,
+    seen: Seen,
+}
+
+impl<'a> Runner<'a> {
+    fn start(scenario: &'a Scenario, transport: TransportKind, depth: u16) -> Result<Self> {
+        let star = Star::up(&RigSpec::unique("moorline-run"), 2)?;
+        let healthy = target(&star.targets()[0], transport, 1)?;
+        let dead = target(&star.targets()[1], transport, scenario.dead)?;
+        healthy.listening()?;
+        dead.listening()?;
+        let host = host(&star, scenario, transport, depth, healthy.pid())?;
+        let states = vec![(false, 0); scenario.dead.into()];
+        let seen = Seen { depth, ..Seen::default() };
+        let dead = Some(dead);
+        let healthy_live = false;
+        Ok(Self {
+            scenario,
+            transport,
+            host,
+            dead,
+            _healthy: healthy,
+            star,
+            states,
+            healthy_live,
+            seen,
+        })
+    }
+
+    fn run(mut self, stop: &Stop) -> Result<Seen> {
+        let timeline = &self.scenario.timeline;
+        let until = Instant::monotonic() + START_TIMEOUT;
+        while !(self.healthy_live && self.states.iter().all(|(live, _)| *live)) {
+            if Instant::monotonic() >= until {
+                bail!("not all controllers became live within {START_TIMEOUT:?}");
+            }
+            self.watch(Duration::from_millis(20), stop)?;
+        }
+        self.watch(Duration::from_millis(500), stop)?;
+        self.seen.started = now_us();
+        self.watch(timeline.before, stop)?;
+        for _ in 0..timeline.cycles {
+            for &fault in &timeline.faults {
+                if stop.requested() {
+                    break;
+                }
+                self.outage(fault, stop)?;
+            }
+        }
+        self.host.signal(Signal::TERM);
+        let until = Instant::monotonic() + START_TIMEOUT;
+        while self.seen.end.is_null() {
+            let Some((_, event)) = self.host.next(until)? else {
+                bail!("the host did not end");
+            };
+            self.take(&event);
+        }
+        Ok(self.seen)
+    }
+
+    /// One fault, its end, and the time to recover.
+    fn outage(&mut self, fault: Fault, stop: &Stop) -> Result<()> {
+        let timeline = &self.scenario.timeline;
+        let begun = now_us();
+        self.begin(fault)?;
+        if fault == Fault::Flap {
+            let until = Instant::monotonic() + timeline.away;
+            while Instant::monotonic() < until && !stop.requested() {
+                for up in [false, true] {
+                    self.star.link(1, up)?;
+                    self.watch(FLAP, stop)?;
+                }
+            }
+        } else {
+            self.watch(timeline.away, stop)?;
+        }
+        let listening = self.finish(fault)?;
+        self.watch(timeline.back, stop)?;
+        // Whoever changed since is as it is now; whoever did not has not noticed.
+        let of = |&(live, since): &(bool, u64)| {
+            let lost = !live || since > begun;
+            (lost, (lost && live).then_some(since))
+        };
+        let ctrls = self.states.iter().map(of).collect();
+        self.seen.outages.push(Outage { fault, at: [begun, listening, now_us()], ctrls });
+        Ok(())
+    }
+
+    fn begin(&mut self, fault: Fault) -> Result<()> {
+        match (fault, &mut self.dead) {
+            (Fault::Exit, Some(dead)) => {
+                dead.signal(Signal::TERM);
+                dead.wait();
+            }
+            (Fault::Kill, Some(dead)) => {
+                dead.signal(Signal::KILL);
+                dead.wait();
+            }
+            (Fault::Freeze, Some(dead)) => dead.signal(Signal::STOP),
+            (Fault::Blackhole, _) => self.star.forward(1, false)?,
+            (Fault::Flap, _) | (_, None) => {}
+        }
+        if fault.ends_process() {
+            self.dead = None;
+        }
+        Ok(())
+    }
+
+    /// Ends a fault; returns when its targets were there again.
+    fn finish(&mut self, fault: Fault) -> Result<u64> {
+        match (fault, &self.dead) {
+            (Fault::Exit | Fault::Kill, _) => {
+                let end = &self.star.targets()[1];
+                let dead = target(end, self.transport, self.scenario.dead)?;
+                let listening = dead.listening()?;
+                self.dead = Some(dead);
+                return Ok(listening);
+            }
+            (Fault::Freeze, Some(dead)) => dead.signal(Signal::CONT),
+            (Fault::Blackhole, _) => self.star.forward(1, true)?,
+            (Fault::Flap, _) | (Fault::Freeze, None) => {}
+        }
+        Ok(now_us())
+    }
+
+    /// Listens to the host for a time.
+    fn watch(&mut self, time: Duration, stop: &Stop) -> Result<()> {
+        let until = Instant::monotonic() + time;
+        while !stop.requested() {
+            let tick = Instant::monotonic() + Duration::from_millis(100);
+            match self.host.next(until.min(tick))? {
+                Some((_, event)) => self.take(&event),
+                None if Instant::monotonic() >= until => break,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: &Value) {
+        let number = |name: &str| event[name].as_u64().unwrap_or(0);
+        let at = number("t_us");
+        match event["event"].as_str() {
+            Some("tick") => self.seen.ticks.push(Tick {
+                at,
+                ios: number("ios"),
+                p99: number("p99_us"),
+                gap: number("gap_us"),
+                gap_less: number("gap_less_run_delay_us"),
+            }),
+            Some("end") => self.seen.end = event.clone(),
+            Some(what @ ("live" | "disconnected" | "failed")) => {
+                let live = what == "live";
+                match number("ctrl") {
+                    0 => self.healthy_live = live,
+                    index => {
+                        if let Some(state) = self.states.get_mut(index as usize - 1) {
+                            *state = (live, at);
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn addr_of(end: &End, transport: TransportKind) -> std::net::IpAddr {
+    match transport {
+        TransportKind::Xdp => end.xdp_addr(false),
+        TransportKind::Kernel => end.kernel_addr(false),
+    }
+}
+
+/// The options of a lane on an end.
+fn lane(end: &End, transport: TransportKind, poll: &str) -> Vec<String> {
+    let mut words = vec!["--transport", transport.name(), "--poll", poll].into_iter();
+    let mut words: Vec<String> = words.by_ref().map(str::to_owned).collect();
+    if transport == TransportKind::Xdp {
+        let cidr = format!("{}/{}", end.xdp_addr(false), End::prefix(false));
+        words.extend(["--dev", end.dev(), "--addr", &cidr].map(str::to_owned));
+    }
+    words
+}
+
+fn target(end: &End, transport: TransportKind, ports: u16) -> Result<Process> {
+    let mut command = end.command(std::env::current_exe()?);
+    command.args(["target", "--json", "--until-stdin-ends", "--backend", "ram:64M"]);
+    command.args(lane(end, transport, "adaptive"));
+    for port in PORT..PORT + ports {
+        let addr = SocketAddr::new(addr_of(end, transport), port);
+        command.args(["--listen", &addr.to_string()]);
+    }
+    Process::start(command, cpus() - 1)
+}
+
+fn host(
+    star: &Star,
+    scenario: &Scenario,
+    transport: TransportKind,
+    depth: u16,
+    target_pid: u32,
+) -> Result<Process> {
+    let end = star.host();
+    let at =
+        |k: usize, port| SocketAddr::new(addr_of(&star.targets()[k], transport), port).to_string();
+    let mut command = end.command(std::env::current_exe()?);
+    command.args(["rig-host", "--healthy", &at(0, PORT)]);
+    for port in PORT..PORT + scenario.dead {
+        command.args(["--dead", &at(1, port)]);
+    }
+    let kato = format!("{}ms", scenario.kato.as_millis());
+    command.args(["--iodepth", &depth.to_string(), "--kato", &kato]);
+    command.args(["--target-pid", &target_pid.to_string()]);
+    command.args(lane(end, transport, "busy"));
+    Process::start(command, 0)
+}
+
+fn now_us() -> u64 {
+    Instant::monotonic().as_nanos() / 1000
+}
