@@ -39,6 +39,8 @@ const READ_BYTES_MAX: usize = 256 << 10;
 const EPOLL_EVENTS_MAX: usize = 64;
 /// Turns in a row that may read the last active connection instead of asking `epoll`.
 const DIRECT_TURNS_MAX: u32 = 8;
+/// Turns in a row in which not all sockets were looked at, after which a deadline waits no longer.
+const BEHIND_TURNS_MAX: u32 = 16;
 /// Descriptors that can be waited for beside our own.
 const ALSO_MAX: usize = 15;
 /// Set in the `epoll` data of listeners.
@@ -64,6 +66,8 @@ pub struct KernelSockets {
     /// The only connection that was active of late.
     hot: Option<ConnId>,
     direct_turns: u32,
+    /// Turns in a row in which not all sockets were looked at.
+    behind: u32,
     stats: TransportStats,
 }
 
@@ -103,6 +107,7 @@ impl KernelSockets {
             to_ack: Vec::new(),
             hot: None,
             direct_turns: 0,
+            behind: 0,
             stats: TransportStats::default(),
         })
     }
@@ -179,8 +184,8 @@ impl KernelSockets {
 /// Taking in.
 impl KernelSockets {
     /// Asks `epoll` without waiting, unless the last active connection is likely enough to be the
-    /// next.
-    fn collect(&mut self, now: Instant) {
+    /// next. Says whether all that had something to say was heard.
+    fn collect(&mut self, now: Instant) -> bool {
         let due = self.deadlines.next().is_some_and(|at| at <= now);
         if let Some(hot) = self.hot
             && self.ready.is_empty()
@@ -190,14 +195,17 @@ impl KernelSockets {
         {
             self.direct_turns += 1;
             self.want_read(hot.index);
-            return;
+            return false;
         }
-        if self.ready.is_empty() {
+        let asked = self.ready.is_empty();
+        if asked {
             // Nothing to say about failure here: `wait` reports it.
             let _ = self.ask_epoll(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         }
+        let saw_all = asked && self.ready.len() < EPOLL_EVENTS_MAX;
         self.direct_turns = 0;
         self.dispatch(now);
+        saw_all
     }
 
     fn ask_epoll(&mut self, timeout: Option<&Timespec>) -> io::Result<()> {
@@ -400,9 +408,17 @@ impl Transport for KernelSockets {
 
     fn turn(&mut self, now: Instant) {
         self.resume_accepting(now);
-        self.collect(now);
+        let saw_all = self.collect(now);
         self.read_round(now);
+        self.behind = match saw_all && self.to_read.is_empty() {
+            false if self.behind < BEHIND_TURNS_MAX => self.behind + 1,
+            _ => 0,
+        };
         self.expire(now);
+    }
+
+    fn is_caught_up(&self) -> bool {
+        self.behind == 0
     }
 
     fn poll_event(&mut self) -> Option<Event> {
@@ -666,6 +682,21 @@ mod tests {
         assert!(back == data);
         assert_eq!(world.client.stats().tx_bytes, 1 << 20);
         assert_eq!(world.client.stats().rx_bytes, 1 << 20);
+    }
+
+    #[test]
+    fn a_busy_connection_does_not_put_deadlines_off_for_long() {
+        let (mut world, to) = World::new("127.0.0.1", &ListenOptions::default());
+        let [conn, accepted] = world.connected(to);
+        let (mut behind, mut behind_max) = (0, 0);
+        for _ in 0..200 {
+            world.client.send(conn, &[1; 100]);
+            world.turn();
+            world.server.recv(accepted, &mut <[u8]>::len);
+            behind = if world.server.is_caught_up() { 0 } else { behind + 1 };
+            behind_max = behind_max.max(behind);
+        }
+        assert!(behind_max <= BEHIND_TURNS_MAX, "{behind_max} turns");
     }
 
     #[test]
