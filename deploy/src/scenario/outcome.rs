@@ -251,3 +251,52 @@ pub fn table(report: &Value) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::Fault;
+
+    /// A run of ten seconds, 100 I/Os a tick, with one outage from second 2 to second 6.
+    fn seen(ctrls: Vec<(bool, Option<u64>)>) -> Seen {
+        let tick = |i: u64| Tick { at: i * 250_000, ios: 100, p99: 40, gap: i, gap_less: i / 2 };
+        let at = [2_000_000, 6_000_000, 10_000_000];
+        Seen {
+            depth: 1,
+            ticks: (1..=40).map(tick).collect(),
+            outages: vec![Outage { fault: Fault::Exit, at, ctrls }],
+            end: json!({ "ios": 4000, "errors": 0, "losses": 0, "deadlines_early": 0 }),
+            started: 0,
+        }
+    }
+
+    fn scenario() -> Scenario {
+        Scenario::load(std::path::Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/rig/scenarios/restart.toml"
+        )))
+        .unwrap()
+    }
+
+    #[test]
+    fn who_was_lost_and_came_back_is_measured_from_listening() {
+        let back = vec![(true, Some(6_100_000)), (true, Some(6_040_000)), (false, None)];
+        let report = seen(back).report(&scenario(), TransportKind::Xdp);
+        assert_eq!(report["dead"]["recovered_ms_max"], 100.0);
+        assert_eq!(report["dead"]["recovered"], 3);
+        assert_eq!(report["dead"]["lost"], 2);
+        assert_eq!(report["healthy"]["iops_ratio"], 1.0);
+        assert_eq!(report["healthy"]["max_gap_us"], 40);
+        assert_eq!(report["healthy"]["max_gap_before_us"], 8);
+        assert_eq!(report["pass"], true, "{:#}", report["expectations"]);
+    }
+
+    #[test]
+    fn who_did_not_come_back_is_a_failed_check() {
+        let report =
+            seen(vec![(true, None), (false, None)]).report(&scenario(), TransportKind::Xdp);
+        assert_eq!(report["dead"]["recovered"], 1);
+        assert_eq!(report["pass"], false);
+        assert!(table(&report).contains("MISSED  dead controllers not live again: 1"));
+    }
+}
