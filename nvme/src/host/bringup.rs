@@ -304,6 +304,7 @@ impl Controller {
         info.oncs = identify.oncs.get();
         let mdts = identify.mdts_bytes(cap.mpsmin()).unwrap_or(u64::MAX);
         info.transfer_max = mdts.min(u64::from(TRANSFER_MAX)) as u32;
+        self.aborts_max = u16::from(identify.acl) + 1;
         self.aers_wanted = identify.aerl.saturating_add(1);
         self.events_supported = identify.oaes.get() & AEN_MASK;
         if self.config.discovery {

@@ -19,8 +19,11 @@ const ADMIN_DONE_MAX: usize = 256;
 
 impl<T: Transport> Host<T> {
     /// The next thing to tell of a controller.
+    ///
+    /// Poll in every turn. Of what is not polled the newest is kept: of each controller one
+    /// `Live`, one `Disconnected`, one `Failed`, one `Closed`, and four `Aen`.
     pub fn poll_event(&mut self) -> Option<HostEvent> {
-        let event = self.events.pop_front()?;
+        let event = self.events.pop()?;
         if let HostEvent::Aen { ctrl, .. } = event {
             self.repost_aer(ctrl);
         }

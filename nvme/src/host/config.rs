@@ -150,8 +150,11 @@ pub struct Timeouts {
     pub term: Duration,
     /// An admin command.
     pub admin: Duration,
-    /// An I/O command.
+    /// An I/O command, before it is aborted.
     pub io: Duration,
+    /// An I/O command whose timeout has passed, until it was aborted; then the controller is
+    /// reset. No longer than `admin`: where that is shorter, it counts.
+    pub abort: Duration,
     /// Orderly shutdown: outstanding I/O ends, and then CSTS.SHST says done, each within this.
     pub shutdown: Duration,
 }
@@ -165,6 +168,7 @@ impl Default for Timeouts {
             term: Duration::from_secs(1),
             admin: Duration::from_secs(10),
             io: Duration::from_secs(30),
+            abort: Duration::from_secs(1),
             shutdown: Duration::from_secs(2),
         }
     }

@@ -30,8 +30,8 @@ use crate::spec::{Connect, ConnectData, ConnectResponse, Cqe, HostId, Nqn, Statu
 /// Entries of the admin queue: the least that the spec allows.
 const ADMIN_QUEUE_SIZE: u16 = 32;
 
-/// Admin commands kept for keep alive.
-pub(super) const ADMIN_RESERVE: usize = 1;
+/// Admin commands kept: for keep alive, and for one step of a shutdown.
+pub(super) const ADMIN_RESERVE: usize = 2;
 
 /// Who we are and whom we want, checked.
 #[derive(Clone, Debug)]
@@ -112,6 +112,9 @@ pub(super) struct Controller {
     /// Events to ask for: those that mean something to us and are supported.
     pub events_supported: u32,
     pub aers_posted: u8,
+    /// Aborts sent and not answered, and most of them (ACL + 1).
+    pub aborts: u16,
+    pub aborts_max: u16,
     /// Namespaces found and not read yet.
     pub nsids: Vec<u32>,
     pub actions: VecDeque<Action>,
@@ -138,6 +141,8 @@ impl Controller {
             aers_wanted: 0,
             events_supported: 0,
             aers_posted: 0,
+            aborts: 0,
+            aborts_max: 1,
             nsids: Vec::new(),
             actions: VecDeque::new(),
             config,
@@ -218,6 +223,7 @@ impl Controller {
             while let Some(done) = self.qpairs[0].poll_done() {
                 self.admin_done(now, done);
             }
+            self.send_aborts(now);
         } else if matches!(self.phase, Phase::Draining { .. }) {
             self.drain(now);
         }
@@ -257,6 +263,7 @@ impl Controller {
                 }
             }
             Owner::Aer => self.aer_done(&done.cqe),
+            Owner::Abort => self.aborts -= 1, // the command's own completion says how it ended
             Owner::Admin(tag) => self.actions.push_back(Action::AdminDone(tag, done)),
         }
     }
@@ -283,7 +290,7 @@ impl Controller {
 
     /// Whether the caller's admin command finds room.
     pub(super) fn has_admin_room(&self) -> bool {
-        self.phase == Phase::Live && self.qpairs[0].has_room(ADMIN_RESERVE + 1)
+        self.phase == Phase::Live && self.qpairs[0].has_room(ADMIN_RESERVE)
     }
 
     // Deadlines.
@@ -307,12 +314,14 @@ impl Controller {
         if self.is_over() {
             return;
         }
+        let grace = self.abort_grace(now);
         for q in 0..self.qpairs.len() {
             if due(self.qpairs[q].poll_timeout()) {
-                self.qpairs[q].handle_timeout(now);
+                self.qpairs[q].handle_timeout(now, grace);
                 self.settle(now, q);
             }
         }
+        self.send_aborts(now);
         if due(self.connect_deadline) {
             self.connect_too_long(now);
         }

@@ -12,12 +12,12 @@ use moorline_stack::transport::{ConnOptions, Stage as TcpStage};
 use moorline_stack::{ConnId, Event, Instant, Transport};
 
 use super::controller::{Action, Controller, Names};
+use super::events::Events;
 use super::life::Life;
 use super::reach::{Addresses, Reach};
 use super::table::SLOTS_MAX;
 use super::{
-    AdminDone, Cause, CtrlConfig, CtrlId, Failure, Figures, HostEvent, HostIdentity, HostLimits,
-    IoDone,
+    AdminDone, Cause, CtrlConfig, CtrlId, Failure, Figures, HostIdentity, HostLimits, IoDone,
 };
 use crate::spec::{HostId, Nqn};
 
@@ -61,7 +61,7 @@ pub struct Host<T: Transport> {
     pub(super) ready: VecDeque<At>,
     /// Completions of qpairs that are no more: at most a queue depth for each outage.
     pub(super) left: VecDeque<IoDone>,
-    pub(super) events: VecDeque<HostEvent>,
+    pub(super) events: Events,
     pub(super) admin_done: VecDeque<AdminDone>,
     pub(super) addresses: Addresses,
     /// Deadlines of controllers, and of the tests of addresses, by place.
@@ -84,7 +84,7 @@ impl<T: Transport> Host<T> {
             dirty_io: VecDeque::new(),
             ready: VecDeque::new(),
             left: VecDeque::new(),
-            events: VecDeque::new(),
+            events: Events::new(limits.controllers),
             admin_done: VecDeque::new(),
             addresses: Addresses::default(),
             deadlines: Deadlines::default(),
@@ -310,7 +310,7 @@ impl<T: Transport> Host<T> {
                         self.transport.abort(now, conn);
                     }
                 }
-                Action::Tell(event) => self.events.push_back(event),
+                Action::Tell(event) => self.events.push(event),
                 Action::Live(after) => self.live(now, ctrl, after),
                 Action::Lost(failure) => self.lost(now, ctrl, failure),
                 Action::Closed => self.closed(now, ctrl),

@@ -13,7 +13,7 @@ use crate::pdu::{
     Data, DataDigest, Decoder, HeaderBuf, ICResp, Item, Limits, Params, Pdu, R2T, Role, TermReq,
 };
 use crate::spec::opcode::FABRICS;
-use crate::spec::{Cqe, Direction, Sqe, Status};
+use crate::spec::{Abort, Cqe, Direction, Sqe, Status};
 
 pub(super) const BLOCK: usize = 512;
 pub(super) const BLOCKS: u64 = 8192;
@@ -39,6 +39,10 @@ pub(super) struct Knobs {
     pub silent_keep_alive: bool,
     pub silent_shutdown: bool,
     pub silent_admin: Option<u8>,
+    /// An Abort ends its command; else it is answered "not aborted".
+    pub aborts: bool,
+    /// Identify's ACL, 0's based.
+    pub acl: u8,
     pub never_ready: bool,
     pub refuse: Option<(Status, u32)>,
     pub grant_hdgst: Option<bool>,
@@ -69,6 +73,8 @@ impl Default for Knobs {
             silent_keep_alive: false,
             silent_shutdown: false,
             silent_admin: None,
+            aborts: false,
+            acl: 3,
             never_ready: false,
             refuse: None,
             grant_hdgst: None,
@@ -170,6 +176,11 @@ impl Fake {
         conn.push(pdu, &vec![0; pdu.data_len() as usize], false);
     }
 
+    /// Completes a command that was ignored.
+    pub(super) fn complete(&mut self, qid: u16, cid: u16, status: Status) {
+        self.inject(qid, &Pdu::CapsuleResp { cqe: Cqe::new(cid, status) });
+    }
+
     pub(super) fn inject_bytes(&mut self, qid: u16, bytes: &[u8]) {
         let conn = self.conns.iter_mut().find(|conn| conn.qid == qid).unwrap();
         conn.out.extend_from_slice(bytes);
@@ -183,7 +194,7 @@ impl Fake {
         conn.push(&Pdu::CapsuleResp { cqe }, &[], false);
     }
 
-    fn turn(&mut self, now: Instant) {
+    pub(super) fn turn(&mut self, now: Instant) {
         self.pipe.turn(now);
         while let Some(event) = self.pipe.poll_event() {
             match event {
@@ -369,6 +380,11 @@ impl Fake {
                 let data = vec![0x5A; sqe.sgl_len.get() as usize];
                 return self.read_out(conn, sqe, &data);
             }
+            0x08 if self.knobs.aborts => {
+                let Abort { sqid, cid } = Abort::from_sqe(sqe);
+                self.complete(sqid, cid, Status::ABORT_REQUESTED);
+            }
+            0x08 => cqe.dw0.set(1),
             0x0C => return self.aers.push((conn.id, sqe.cid.get())),
             0x18 if self.knobs.silent_keep_alive => return,
             0x18 => {}
@@ -394,6 +410,7 @@ impl Fake {
                 data[92..96].copy_from_slice(&(1u32 << 8).to_le_bytes());
                 data[96] = u8::from(self.knobs.tbkas) << 6;
                 data[111] = 1;
+                data[258] = self.knobs.acl;
                 data[259] = 3;
                 data[320..322].copy_from_slice(&self.knobs.kas.to_le_bytes());
                 data[514..516].copy_from_slice(&128u16.to_le_bytes());

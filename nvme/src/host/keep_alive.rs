@@ -16,7 +16,7 @@ use crate::spec::Cqe;
 use crate::spec::aer::AsyncEvent;
 
 /// Asynchronous event requests that we keep posted, at most.
-const AERS_MAX: u8 = 4;
+pub(super) const AERS_MAX: u8 = 4;
 
 /// What became of the keep alives since it was last looked at.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,6 +33,8 @@ pub(super) struct KeepAlive {
     pub due: Option<Instant>,
     /// One was sent and not answered.
     pub outstanding: bool,
+    /// When the last one was sent.
+    sent_at: Instant,
     /// When it was last looked whether there was traffic (TBKAS).
     looked_at: Instant,
 }
@@ -68,11 +70,17 @@ impl Controller {
         }
         if self.qpairs[0].has_room(0) {
             self.keep_alive.outstanding = true;
+            self.keep_alive.sent_at = now;
             let figures = &mut self.keep_alive_figures;
             figures.sent += 1;
             figures.late_max = figures.late_max.max(now - due);
             self.qpairs[0].submit(now, Work::keep_alive(self.info.kato));
         }
+    }
+
+    /// Whether a keep alive has waited for its answer for half of its time.
+    pub(super) fn keep_alive_is_late(&self, now: Instant) -> bool {
+        self.keep_alive.outstanding && now - self.keep_alive.sent_at >= self.info.kato / 2
     }
 
     /// Posts event requests up to what is wanted.

@@ -97,6 +97,7 @@ impl CtrlConfig {
             ("TermReq timeout", t.term),
             ("admin command timeout", t.admin),
             ("I/O timeout", t.io),
+            ("abort timeout", t.abort),
             ("shutdown timeout", t.shutdown),
             ("ack timeout", self.conn.ack_timeout),
             ("drain timeout", self.conn.drain_timeout),
@@ -199,6 +200,8 @@ mod tests {
             zero,
             "I/O timeout of 0ns is below 1ms: a wait that is over at once finds nothing"
         );
+        let abort = told(|config| config.timeouts.abort = Duration::ZERO);
+        assert!(abort.starts_with("abort timeout of 0ns is below 1ms"), "{abort}");
         let days = told(|config| config.timeouts.admin = Duration::from_secs(100_000));
         assert!(days.starts_with("admin command timeout of 100000s is above 86400s"), "{days}");
         let term = told(|config| config.timeouts.term = Duration::from_secs(31));

@@ -4,12 +4,16 @@
 //! holds: every accepted I/O and admin command completes exactly once, every wait has a deadline,
 //! and no controller waits for another.
 
+mod abort;
+#[cfg(test)]
+mod abort_tests;
 mod bringup;
 mod caller;
 mod config;
 mod controller;
 mod driver;
 mod emission;
+mod events;
 mod failure;
 #[cfg(test)]
 mod fake;

@@ -10,9 +10,8 @@
 //! neither read nor written once its completion was given out; `Ended` has one reason, the first.
 //!
 //! A CID that is not on the wire is fatal (FES 1), a stale generation too: a CID is used again
-//! only after its completion, and a new connection starts with new tables, so nothing of an old
-//! one can be meant (NVMe-TCP 1.x leaves late PDUs only where the connection lives on after an
-//! abort, which this host does not do).
+//! only after its completion, that of an aborted command too, and a new connection starts with new
+//! tables, so nothing of an old one can be meant.
 //!
 //! SQHD is not looked at. A queue of D entries carries at most D - 1 commands at once here, so the
 //! controller never has more than that to fetch, with SQ flow control or without; waiting for
@@ -78,11 +77,11 @@ struct Receiving {
 /// One queue pair.
 #[derive(Debug)]
 pub(super) struct Qpair {
-    config: QpairConfig,
+    pub(super) config: QpairConfig,
     state: State,
     /// Connect, until ICResp allows it.
     connect: Option<Work>,
-    table: Table,
+    pub(super) table: Table,
     decoder: Decoder,
     receiving: Option<Receiving>,
     /// For PDUs that we send, once ICResp said so.
@@ -93,7 +92,9 @@ pub(super) struct Qpair {
     control: Option<HeaderBuf>,
     emission: Option<Emission>,
     /// No command's deadline is earlier; found again by a scan when it comes.
-    armed: Option<Instant>,
+    pub(super) armed: Option<Instant>,
+    /// Commands whose Abort waits for its turn.
+    pub(super) aborts_wanted: u16,
     end: Option<End>,
     connect_response: Option<Cqe>,
     ack_wanted: bool,
@@ -118,6 +119,7 @@ impl Qpair {
             control: None,
             emission: None,
             armed: None,
+            aborts_wanted: 0,
             end: None,
             connect_response: None,
             ack_wanted: false,
@@ -343,6 +345,7 @@ impl Qpair {
     /// its buffer is read.
     fn complete(&mut self, now: Instant, index: u16, cqe: Cqe) {
         self.newest_done = self.newest_done.max(self.table.submitted(index));
+        self.settle_abort(index);
         if self.emission.as_ref().is_some_and(|emission| emission.slot == Some(index)) {
             self.table.slot_mut(index).held = Some(cqe);
             return;
@@ -426,8 +429,9 @@ impl Qpair {
         }
     }
 
-    /// Honours what is due; early or repeated calls do nothing.
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
+    /// Honours what is due; early or repeated calls do nothing. `grace` is for commands that can
+    /// be aborted.
+    pub(super) fn handle_timeout(&mut self, now: Instant, grace: Option<Duration>) {
         if let State::IcSent { deadline, .. } = self.state
             && deadline <= now
         {
@@ -436,21 +440,7 @@ impl Qpair {
         if self.armed.is_none_or(|armed| now < armed) || self.end.is_some() {
             return;
         }
-        let earliest = self.table.earliest_deadline();
-        self.armed = earliest.map(|(deadline, _)| deadline);
-        if let Some((deadline, index)) = earliest
-            && deadline <= now
-        {
-            let awaited = match self.table.work(index).owner {
-                Owner::Connect => Some("Connect response"),
-                Owner::KeepAlive => Some("answer to Keep Alive"),
-                Owner::Io(_) => Some("completion of an I/O command"),
-                Owner::Admin(_) | Owner::Aer => Some("completion of an admin command"),
-                Owner::Step => None,
-            };
-            let after = Some(now - self.table.submitted(index));
-            self.end_with(End { stage: self.stage(), awaited, after, cause: Cause::Timeout });
-        }
+        self.commands_due(now, grace);
     }
 
     /// The next deadline.
@@ -483,7 +473,7 @@ impl Qpair {
         self.end_with(End { stage, awaited, after, cause });
     }
 
-    fn end_with(&mut self, end: End) {
+    pub(super) fn end_with(&mut self, end: End) {
         if self.end.is_none() {
             self.end = Some(end);
             self.tx.clear();
@@ -501,6 +491,7 @@ impl Qpair {
         self.emission = None;
         self.receiving = None;
         self.armed = None;
+        self.aborts_wanted = 0;
         self.table.abandon(status);
     }
 

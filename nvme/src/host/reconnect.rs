@@ -116,7 +116,7 @@ impl<T: Transport> Host<T> {
         if place.tester == Some(ctrl) {
             place.tester = None;
         }
-        self.events.push_back(HostEvent::Live { ctrl: id, after });
+        self.events.push(HostEvent::Live { ctrl: id, after });
         self.reached(now, address);
     }
 
@@ -135,11 +135,11 @@ impl<T: Transport> Host<T> {
         self.attempt_ended(now, ctrl, was_live);
         match verdict {
             Verdict::Retry { tell: true } => {
-                self.events.push_back(HostEvent::Disconnected { ctrl: id, failure });
+                self.events.push(HostEvent::Disconnected { ctrl: id, failure });
             }
             Verdict::Retry { tell: false } => {}
             Verdict::Final => {
-                self.events.push_back(HostEvent::Failed { ctrl: id, failure });
+                self.events.push(HostEvent::Failed { ctrl: id, failure });
                 self.leave(ctrl);
             }
         }
@@ -160,7 +160,7 @@ impl<T: Transport> Host<T> {
             cause: Cause::Timeout,
         };
         let failure = entry.failure.get_or_insert_with(never).clone();
-        self.events.push_back(HostEvent::Failed { ctrl: id, failure });
+        self.events.push(HostEvent::Failed { ctrl: id, failure });
         self.leave(ctrl);
     }
 
@@ -175,7 +175,7 @@ impl<T: Transport> Host<T> {
         entry.ctrl.phase = Phase::Closed; // also where it was between attempts
         let id = entry.ctrl.id;
         self.attempt_ended(now, ctrl, was_live);
-        self.events.push_back(HostEvent::Closed { ctrl: id });
+        self.events.push(HostEvent::Closed { ctrl: id });
         self.leave(ctrl);
     }
 

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use moorline_stack::Instant;
 use zerocopy::little_endian::U16;
 
+use super::abort::Aborting;
 use super::work::{Owner, Work, WorkDone};
 use crate::spec::{Cqe, Direction, Sqe, Status};
 
@@ -54,6 +55,8 @@ pub(super) struct Slot {
     /// Its completion, held back while a PDU of it is half sent.
     pub held: Option<Cqe>,
     pub deadline: Option<Instant>,
+    /// What follows its deadline.
+    pub aborting: Aborting,
 }
 
 /// A work under way.
@@ -265,11 +268,10 @@ impl Table {
         self.outstanding() == 0 && self.backlog.is_none()
     }
 
-    /// The earliest deadline among the commands, and whose it is.
-    pub(super) fn earliest_deadline(&self) -> Option<(Instant, u16)> {
-        let indices = 0..self.slots.len() as u16;
-        let busy = indices.filter(|&index| self.slot(index).busy);
-        busy.filter_map(|index| Some((self.slot(index).deadline?, index))).min()
+    /// The earliest deadline among the commands.
+    pub(super) fn earliest_deadline(&self) -> Option<Instant> {
+        let busy = self.slots.iter().filter(|slot| slot.busy);
+        busy.filter_map(|slot| slot.deadline).min()
     }
 
     /// When a command's work was submitted.
@@ -279,6 +281,11 @@ impl Table {
 }
 
 impl Slot {
+    /// Whether a command is in it.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy
+    }
+
     fn free() -> Self {
         Self {
             generation: 0,
@@ -298,6 +305,7 @@ impl Slot {
             queued: false,
             held: None,
             deadline: None,
+            aborting: Aborting::No,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{AdminCommand, Io, IoOp};
 use crate::spec::features::{async_event_request, keep_alive};
 use crate::spec::io::{BLOCKS_MAX, flush};
 use crate::spec::opcode::io as opcode;
-use crate::spec::{Connect, ConnectData, Cqe, DatasetManagement, DsmRange, Sqe};
+use crate::spec::{Abort, Connect, ConnectData, Cqe, DatasetManagement, DsmRange, Sqe};
 
 /// Whose work it is: who is told when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(super) enum Owner {
     KeepAlive,
     /// An asynchronous event request.
     Aer,
+    /// The controller's Abort of an I/O command.
+    Abort,
     /// A caller's I/O, by its tag.
     Io(u64),
     /// A caller's admin command, by its tag.
@@ -161,6 +163,12 @@ impl Work {
     /// Asynchronous Event Request; waits for ever.
     pub(super) fn aer() -> Self {
         Self::single(Owner::Aer, async_event_request(), Memory::None, None)
+    }
+
+    /// Abort of a command of I/O queue `sqid`.
+    pub(super) fn abort(sqid: u16, cid: u16, timeout: Duration) -> Self {
+        let sqe = Abort { sqid, cid }.to_sqe();
+        Self::single(Owner::Abort, sqe, Memory::None, Some(timeout))
     }
 
     /// An I/O on a namespace of `block_size`, cut to commands of at most `transfer_max` bytes.
