@@ -186,7 +186,7 @@ fn a_completion_that_crosses_its_abort_is_given_once() {
     run_for(&mut world, Duration::from_millis(10));
     assert_eq!(aborts(&world), [(2, write)]);
     assert_eq!(ended(&mut world), BTreeMap::from([(3, Status::SUCCESS)]));
-    // The Abort found nobody and says so; the CID is in use again by then.
+    // The Abort found nobody and says so; its slot is in use again by then.
     submit(&mut world, id, 5..6);
     run_for(&mut world, Duration::from_millis(10));
     let abort = world.fake.commands(0, admin::ABORT)[0].cid.get();

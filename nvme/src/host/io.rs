@@ -130,6 +130,8 @@ impl AdminDone {
 }
 
 /// What a host has to tell of its controllers.
+///
+/// Of what is not polled the newest of each kind is kept, of each controller (`Host::poll_event`).
 #[derive(Clone, Debug, PartialEq)]
 pub enum HostEvent {
     /// The controller takes I/O: told every time that it becomes live.
