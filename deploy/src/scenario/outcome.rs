@@ -1,5 +1,6 @@
 //! What a run of a scenario came to: from what the host told, to figures, checks and text.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
@@ -46,6 +47,8 @@ pub struct Seen {
     pub end: Value,
     /// When the load was steady, microseconds.
     pub started: u64,
+    /// Why dead controllers were lost, or not reached, and how often each.
+    pub reasons: BTreeMap<String, u64>,
 }
 
 /// The 5th and 95th percentile of ticks before the faults, over their median.
@@ -114,7 +117,7 @@ impl Seen {
             },
             "dead": {
                 "controllers": scenario.dead, "outages": self.outages.len(),
-                "lost": pairs().filter(|(lost, _)| *lost).count(), "unrecovered": unrecovered,
+                "reasons": self.reasons, "lost": pairs().filter(|(lost, _)| *lost).count(), "unrecovered": unrecovered,
                 "recovered": self.recovered_of_worst(scenario.dead),
                 "recovered_ms_max": recoveries.last().copied().unwrap_or(0.0),
                 "recovered_ms_p50": recoveries.get(recoveries.len() / 2).copied().unwrap_or(0.0),
@@ -267,6 +270,7 @@ mod tests {
             outages: vec![Outage { fault: Fault::Exit, at, ctrls }],
             end: json!({ "ios": 4000, "errors": 0, "losses": 0, "deadlines_early": 0 }),
             started: 0,
+            ..Seen::default()
         }
     }
 

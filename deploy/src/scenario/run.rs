@@ -259,6 +259,12 @@ impl<'a> Runner<'a> {
             Some("end") => self.seen.end = event.clone(),
             Some(what @ ("live" | "disconnected" | "failed")) => {
                 let live = what == "live";
+                if let Some(why) = event["why"].as_str() {
+                    // Without whose it was, and without its figures: of the same kind are many.
+                    let kind = why.split_once(": ").map_or(why, |(_, kind)| kind);
+                    let kind = kind.split_once(" (").map_or(kind, |(kind, _)| kind);
+                    *self.seen.reasons.entry(kind.to_owned()).or_default() += 1;
+                }
                 match number("ctrl") {
                     0 => self.healthy_live = live,
                     index => {
