@@ -53,7 +53,7 @@ impl Default for NeighbourOptions {
             table_max: 1024,
             tries: 3,
             try_interval: Duration::from_millis(100),
-            failed_hold: Duration::from_millis(20),
+            failed_hold: Duration::ZERO, // so that tries are evenly spaced while somebody asks
             reachable: Duration::from_secs(60),
             probes: 3,
             probe_interval: Duration::from_millis(50),

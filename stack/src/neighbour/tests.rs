@@ -90,8 +90,7 @@ fn three_tries_then_failure_at_300_ms() {
         assert!(events(&mut us).is_empty());
         assert_eq!(pass(&mut us, at(300)), []);
         assert_eq!(events(&mut us), [NeighbourEvent::Failed(peer)]);
-        assert_eq!(us.resolve(at(301), peer), Resolution::Failed);
-        assert_eq!(us.resolve(at(320), peer), Resolution::Pending, "and again");
+        assert_eq!(us.resolve(at(300), peer), Resolution::Pending, "and again, without a gap");
         assert_eq!(us.stats().failures, 1);
     }
 }
