@@ -95,7 +95,8 @@ impl Default for TargetConfig {
             tbkas: false,
             controllers_max: 256,
             conns_max: 1024,
-            unauthenticated_per_peer_max: 64,
+            // A host that has lost all its controllers comes back with all of them at once.
+            unauthenticated_per_peer_max: 256,
             icreq_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
             term_timeout: Duration::from_secs(1),
