@@ -3,7 +3,7 @@
 CARGO ?= cargo
 MOORLINE := target/release/moorline
 
-.PHONY: help demo test lint bench clean deps cargo
+.PHONY: help demo restart test lint bench clean deps cargo
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -12,6 +12,10 @@ help: ## list the targets
 demo: build ## our host reads and writes our target over AF_XDP, beside kernel sockets (root)
 	@mkdir -p target
 	$(MOORLINE) perf --rig --demo --json target/demo.json
+
+restart: build ## targets go in three ways and come back, beside a healthy controller under load (root; 6 minutes)
+	@mkdir -p target
+	$(MOORLINE) rig run tests/rig/scenarios/restart.toml --cycles 2 --json target/restart.json
 
 bench: build ## what our code costs per read, then the demo with more rounds
 	@mkdir -p target
