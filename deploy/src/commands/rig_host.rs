@@ -15,6 +15,7 @@ use moorline_nvme::host::{
     CtrlConfig, CtrlId, Host, HostEvent, HostLimits, Io, IoDone, IoOp, Reconnect,
 };
 use moorline_stack::mem::{Arena, IoBuf};
+use moorline_stack::rng::Rng;
 use moorline_stack::{Instant, Transport};
 use serde_json::{Value, json};
 
@@ -165,7 +166,7 @@ impl<T: Transport> Reactor<T> {
             return;
         };
         while let Some((tag, buf)) = self.load.idle.pop() {
-            let lba = self.load.next_random() % blocks.max(1);
+            let lba = self.load.random.below(blocks);
             let io =
                 Io { tag, op: IoOp::Read, nsid: 1, lba, blocks: 1, buf: Some(buf), buf_offset: 0 };
             if let Err(io) = self.host.submit(now, ctrl, 0, io) {
@@ -195,7 +196,7 @@ impl<T: Transport> Reactor<T> {
 /// The load, and what a tick of it came to.
 struct Load {
     idle: Vec<(u64, IoBuf)>,
-    random: u64,
+    random: Rng,
     ios_all: u64,
     errors: u64,
     ios: u64,
@@ -219,7 +220,7 @@ impl Load {
         let target = args.target_pid.map_or(String::new(), |pid| format!("/proc/{pid}/schedstat"));
         Ok(Self {
             idle,
-            random: 0x9E37_79B9_7F4A_7C15,
+            random: Rng::new(1),
             ios_all: 0,
             errors: 0,
             ios: 0,
@@ -231,14 +232,6 @@ impl Load {
             next_delay: now,
             next_tick: now + TICK,
         })
-    }
-
-    fn next_random(&mut self) -> u64 {
-        // xorshift64
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random
     }
 
     fn ended(&mut self, now: Instant, done: IoDone) {
