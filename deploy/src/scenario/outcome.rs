@@ -98,6 +98,10 @@ impl Seen {
         let max = |of: fn(&Tick) -> u64, ticks: &[Tick]| ticks.iter().map(of).max().unwrap_or(0);
         let recoveries = self.recoveries();
         let pairs = || self.outages.iter().flat_map(|outage| &outage.ctrls);
+        // Keep alive finds every silence in less: who kept quiet then has nothing to recover from.
+        let long = 2 * scenario.kato.as_micros() as u64;
+        let unnoticed = self.outages.iter().filter(|outage| outage.at[1] - outage.at[0] >= long);
+        let unnoticed = unnoticed.filter(|o| o.ctrls.iter().any(|(lost, _)| !lost)).count();
         let unrecovered = pairs().filter(|(lost, live)| *lost && live.is_none()).count();
         let end = &self.end;
         let mut report = json!({
@@ -118,6 +122,7 @@ impl Seen {
             "dead": {
                 "controllers": scenario.dead, "outages": self.outages.len(),
                 "reasons": self.reasons, "lost": pairs().filter(|(lost, _)| *lost).count(), "unrecovered": unrecovered,
+                "unnoticed": unnoticed,
                 "recovered": self.recovered_of_worst(scenario.dead),
                 "recovered_ms_max": recoveries.last().copied().unwrap_or(0.0),
                 "recovered_ms_p50": recoveries.get(recoveries.len() / 2).copied().unwrap_or(0.0),
@@ -202,6 +207,7 @@ fn checks(scenario: &Scenario, report: &Value) -> Vec<Value> {
     }
     if let Some(limit) = expect.recovered_ms_max {
         checks.push(most("all live after listening, ms", limit, &dead["recovered_ms_max"]));
+        checks.push(most("outages too long to miss, and missed", 0, &dead["unnoticed"]));
     }
     if expect.within_interval {
         let (iops, low) = (&healthy["iops_ratio"], &healthy["interval"][0]);
@@ -236,13 +242,16 @@ pub fn table(report: &Value) -> String {
         dead["recovered_ms_max"].as_f64().unwrap_or(f64::NAN),
     );
     for outage in report["outages"].as_array().into_iter().flatten() {
+        let recovered = outage["recovered_ms_max"].as_f64().unwrap_or(f64::NAN);
+        let back = match outage["lost"].as_u64() {
+            Some(0) => "nobody lost".to_owned(),
+            _ => format!("{} lost, all live {recovered:.1} ms after listening", outage["lost"]),
+        };
         let _ = writeln!(
             text,
-            "  {:9}  away {:6.2} s, {} lost, all live {:.1} ms after listening",
+            "  {:9}  away {:6.2} s, {back}",
             outage["fault"].as_str().unwrap_or_default(),
             outage["dead_us"].as_f64().unwrap_or(f64::NAN) / 1e6,
-            outage["lost"],
-            outage["recovered_ms_max"].as_f64().unwrap_or(f64::NAN),
         );
     }
     for check in report["expectations"].as_array().into_iter().flatten() {
@@ -302,5 +311,16 @@ mod tests {
         assert_eq!(report["dead"]["recovered"], 1);
         assert_eq!(report["pass"], false);
         assert!(table(&report).contains("MISSED  dead controllers not live again: 1"));
+    }
+
+    #[test]
+    fn an_outage_that_nobody_noticed_is_no_recovery() {
+        let mut short = seen(vec![(false, None)]);
+        let report = short.report(&scenario(), TransportKind::Xdp);
+        assert_eq!(report["pass"], true, "too short to be noticed");
+        assert!(table(&report).contains("nobody lost"));
+        short.outages[0].at = [2_000_000, 12_000_000, 14_000_000];
+        let report = short.report(&scenario(), TransportKind::Xdp);
+        assert_eq!(report["pass"], false);
     }
 }
