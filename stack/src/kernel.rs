@@ -376,6 +376,7 @@ impl Transport for KernelSockets {
         }
         let fd = conn::socket(remote)?;
         self.stats.syscalls += 4;
+        self.stats.syns += 1;
         let conn = Conn::new(now, fd, Stage::SynSent, None, options)?;
         let refused = match connect(&conn.fd, &remote) {
             Ok(()) | Err(Errno::INPROGRESS) => None,

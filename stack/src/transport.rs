@@ -322,6 +322,9 @@ pub struct TransportStats {
     pub copied_out_bytes: u64,
     /// Segments sent again.
     pub retransmits: u64,
+    /// SYNs of connections that we start, those sent again included. Of kernel sockets, only the
+    /// first of each: the kernel does not tell of the others.
+    pub syns: u64,
     /// System calls made.
     pub syscalls: u64,
 }

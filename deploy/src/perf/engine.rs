@@ -293,6 +293,7 @@ fn difference(end: &TransportStats, begin: &TransportStats) -> TransportStats {
         copied_in_bytes: end.copied_in_bytes - begin.copied_in_bytes,
         copied_out_bytes: end.copied_out_bytes - begin.copied_out_bytes,
         retransmits: end.retransmits - begin.retransmits,
+        syns: end.syns - begin.syns,
         syscalls: end.syscalls - begin.syscalls,
     }
 }

@@ -196,6 +196,7 @@ impl Net {
         }
         let port = PORT_MIN + self.ends[end].connects % (65536 - PORT_MIN);
         self.ends[end].connects += 1;
+        self.ends[end].stats.syns += 1;
         let peer = SocketAddr::new(ip, port as u16);
         let there = now + self.options.delay;
         let back = there + self.options.delay;

@@ -100,6 +100,7 @@ fn send<T: LinkTx>(
         counters.tx_bytes += conn.on_sent(&segment);
         counters.copied_out_bytes += u64::from(segment.payload_bytes) * counters.copies(&segment);
         counters.retransmits += u64::from(conn.retransmits - retransmits);
+        counters.syns += u64::from(segment.flags.syn() && !segment.flags.ack());
         if timeout && segment.payload_bytes > 0 && before(segment.seq, seq_max) {
             conn.on_timeout_sent(now);
             return Share::Done;

@@ -32,6 +32,7 @@ pub(super) struct Counters {
     pub copied_in_bytes: u64,
     pub copied_out_bytes: u64,
     pub retransmits: u64,
+    pub syns: u64,
     /// The longest frame that the link does not copy once more.
     pub linear_frame_max: usize,
 }

@@ -411,6 +411,7 @@ impl<L: Link> Transport for Tcp<L> {
             copied_in_bytes: counters.copied_in_bytes,
             copied_out_bytes: counters.copied_out_bytes,
             retransmits: counters.retransmits,
+            syns: counters.syns,
             syscalls: link.syscalls,
         }
     }

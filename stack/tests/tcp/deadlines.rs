@@ -35,6 +35,7 @@ fn syn_is_sent_at_0_50_150_350_750_ms_and_given_up_at_1_s() {
     let a = pair.connect(&ConnOptions::default());
     let times = sent_by_a(&mut pair, Duration::from_secs(5));
     assert_eq!(times, [0, 50, 150, 350, 750].map(ms));
+    assert_eq!(pair.a.tcp.stats().syns, 5);
     let (at, why) = pair.a.closed(a).unwrap();
     assert_eq!(at, ms(1000));
     assert_eq!((why.cause, why.stage), (Cause::ConnectTimeout, Stage::SynSent));
