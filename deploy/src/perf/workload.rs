@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use moorline_stack::rng::Rng;
 use serde::Serialize;
 
 /// fio's `--rw`.
@@ -214,30 +215,6 @@ impl Region {
     }
 }
 
-/// A seeded generator (xorshift64*): fast, and the same everywhere.
-#[derive(Clone, Debug)]
-pub struct Prng(u64);
-
-impl Prng {
-    /// From a seed; any value will do.
-    pub const fn new(seed: u64) -> Self {
-        Self(mix(seed) | 1) // never the all-zero state
-    }
-
-    /// The next 64 bits.
-    pub const fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// Uniform in `0..n` (for `n` > 0; the bias is below n / 2⁶⁴).
-    pub const fn below(&mut self, n: u64) -> u64 {
-        ((self.next() as u128 * n as u128) >> 64) as u64
-    }
-}
-
 /// One I/O of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -250,7 +227,7 @@ pub struct Step {
 /// One qpair's I/Os, in order.
 #[derive(Clone, Debug)]
 pub struct Steps {
-    prng: Prng,
+    rng: Rng,
     random: bool,
     read_percent: u64,
     slots: u64,
@@ -261,7 +238,7 @@ impl Steps {
     /// Those of qpair `index` of `qpairs`. Sequential ones start evenly spread over the region.
     pub fn new(workload: &Workload, region: &Region, index: u16, qpairs: u16) -> Self {
         Self {
-            prng: Prng::new(mix(workload.seed) ^ u64::from(index)),
+            rng: Rng::new(mix(workload.seed) ^ u64::from(index)),
             random: workload.rw.is_random(),
             read_percent: u64::from(workload.rw.read_percent(workload.rwmixread)),
             slots: region.slots,
@@ -274,9 +251,9 @@ impl Steps {
         let read = match self.read_percent {
             0 => false,
             100 => true,
-            percent => self.prng.below(100) < percent,
+            percent => self.rng.below(100) < percent,
         };
-        let slot = if self.random { self.prng.below(self.slots) } else { self.next };
+        let slot = if self.random { self.rng.below(self.slots) } else { self.next };
         self.next = if slot + 1 == self.slots { 0 } else { slot + 1 };
         Step { read, slot }
     }
@@ -317,10 +294,7 @@ const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Spreads a value over 64 bits (the finaliser of splitmix64).
 const fn mix(value: u64) -> u64 {
-    let z = value.wrapping_add(STEP);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    Rng::new(value).bits()
 }
 
 impl Pattern {
