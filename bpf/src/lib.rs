@@ -23,7 +23,7 @@ mod skeleton {
 }
 
 /// Addresses of one family that a lane can own.
-pub const ADDRS_MAX: usize = 8;
+pub const ADDRS_MAX: usize = 32;
 
 /// Receive queues that can have a socket.
 pub const QUEUES_MAX: u32 = 256;

@@ -18,7 +18,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define ADDRS_MAX 8
+#define ADDRS_MAX 32
 #define QUEUES_MAX 256
 #define VLAN_NONE 0xffff
 #define VLAN_VID_MASK 0x0fff

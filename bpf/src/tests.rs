@@ -251,5 +251,5 @@ fn a_configuration_that_cannot_be_is_refused_in_words() {
     many.addrs = vec![IpAddr::V4(OURS4.into()); ADDRS_MAX + 1];
     let mut object = MaybeUninit::uninit();
     let error = load(&many, &mut object).err().unwrap();
-    assert!(error.to_string().contains("more than 8"), "{error}");
+    assert!(error.to_string().contains("more than 32"), "{error}");
 }

@@ -46,6 +46,7 @@ impl Engine {
         let flags = segment.flags;
         match self.demux.slot(&segment.tuple) {
             Some(index) => self.deliver(now, tx, index, segment, packet),
+            None if self.stack.is_broadcast(segment.tuple.remote.ip()) => {}
             None if flags.syn() && !flags.ack() && !flags.rst() => {
                 self.syn(now, tx, source, segment, packet);
             }

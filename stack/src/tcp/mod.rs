@@ -44,8 +44,8 @@ pub const RX_FRAMES_PER_TURN: usize = 256;
 /// a receive ring holds no more than 4096.
 const TURNS_TO_CATCH_UP: u32 = 16;
 
-/// Our addresses on one link; smoltcp holds as many.
-pub const ADDRESSES_MAX: usize = smoltcp::config::IFACE_MAX_ADDR_COUNT;
+/// Our addresses on one link; each is looked for in a list.
+pub const ADDRESSES_MAX: usize = 64;
 
 /// How long to wait for room on a link that tells nobody when it has some.
 const STARVED_RETRY: std::time::Duration = std::time::Duration::from_micros(20);

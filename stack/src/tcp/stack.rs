@@ -1,15 +1,16 @@
 //! One smoltcp interface for all connections of a lane, and the four calls that we make of it.
 //!
 //! The interface has no time of its own: each call is handed the clock of the connection it is
-//! made for. It never sees Ethernet, ARP or a route.
+//! made for. It never sees Ethernet, ARP or a route, and takes every address for its own: what is
+//! not to one of ours never gets here, so how many we have is not its matter.
 
 use std::hash::BuildHasher;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use smoltcp::iface::{Config, Interface};
 use smoltcp::phy::{Checksum, ChecksumCapabilities};
 use smoltcp::socket::tcp::CongestionControl;
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint};
+use smoltcp::wire::{HardwareAddress, IpEndpoint, IpListenEndpoint, Ipv4Cidr};
 
 use super::TcpConfig;
 use super::conn::Conn;
@@ -17,13 +18,15 @@ use super::demux::Keyed;
 use super::device::{L2, Port, Shape};
 use crate::eth::{Datagram, Mac};
 use crate::icmp;
+use crate::route::Cidr;
 use crate::segment::{Segment, Tuple};
 use crate::{Instant, LinkTx};
 
 /// The interface and what it is made of.
 pub(super) struct Stack {
     interface: Interface,
-    cidrs: Vec<IpCidr>,
+    /// The broadcast addresses of our networks.
+    broadcasts: Vec<Ipv4Addr>,
     pub checksum: ChecksumCapabilities,
     congestion: CongestionControl,
     mtu: usize,
@@ -46,14 +49,31 @@ impl Stack {
             false => CongestionControl::None,
         };
         let TcpConfig { vlan, addresses, .. } = config;
-        let cidrs: Vec<_> = addresses
-            .iter()
-            .map(|cidr| IpCidr::new(IpAddress::from(cidr.ip), cidr.prefix))
-            .collect();
-        let interface = interface(mtu, &checksum, &cidrs, 0);
+        let broadcast = |cidr: &Cidr| match cidr.ip {
+            IpAddr::V4(ip) => Ipv4Cidr::new(ip, cidr.prefix).broadcast(),
+            IpAddr::V6(_) => None,
+        };
+        let broadcasts = addresses.iter().filter_map(broadcast).collect();
+        let interface = interface(mtu, &checksum, 0);
         let scratch = vec![0; mtu];
         let vlan = *vlan;
-        Self { interface, cidrs, checksum, congestion, mtu, mac, vlan, scratch, keyed, draws: 0 }
+        Self {
+            interface,
+            broadcasts,
+            checksum,
+            congestion,
+            mtu,
+            mac,
+            vlan,
+            scratch,
+            keyed,
+            draws: 0,
+        }
+    }
+
+    /// Whether `ip` stands for all nodes of one of our networks: no peer's.
+    pub(super) fn is_broadcast(&self, ip: IpAddr) -> bool {
+        self.broadcasts.iter().any(|broadcast| ip == *broadcast)
     }
 
     pub(super) fn l2(&self, destination: [u8; 6]) -> L2 {
@@ -70,7 +90,7 @@ impl Stack {
     /// our key: smoltcp's gives its state away to whoever sees a few of its numbers.
     fn prepare(&mut self, conn: &mut Conn) {
         let seed = self.draw();
-        self.interface = interface(self.mtu, &self.checksum, &self.cidrs, seed);
+        self.interface = interface(self.mtu, &self.checksum, seed);
         conn.socket_mut().set_congestion_control(self.congestion);
     }
 
@@ -159,21 +179,12 @@ fn endpoint(address: SocketAddr) -> IpEndpoint {
     IpEndpoint::new(address.ip().into(), address.port())
 }
 
-fn interface(
-    mtu: usize,
-    checksum: &ChecksumCapabilities,
-    cidrs: &[IpCidr],
-    seed: u64,
-) -> Interface {
+fn interface(mtu: usize, checksum: &ChecksumCapabilities, seed: u64) -> Interface {
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = seed;
     // Its own time is never read: each call brings one.
     let start = smoltcp::time::Instant::ZERO;
     let mut interface = Interface::new(config, &mut Shape { mtu, checksum }, start);
-    interface.update_ip_addrs(|addresses| {
-        for cidr in cidrs {
-            addresses.push(*cidr).expect("the engine has checked how many there are");
-        }
-    });
+    interface.set_any_ip(true);
     interface
 }

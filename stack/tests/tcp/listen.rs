@@ -7,7 +7,7 @@ use moorline_stack::link::sim::WireOptions;
 use moorline_stack::transport::{Cause, ConnOptions, ListenOptions};
 use moorline_stack::{Event, Link, Transport};
 
-use crate::pair::{PORT, Pair, PairOptions};
+use crate::pair::{PORT, Pair, PairOptions, address};
 
 fn small() -> ConnOptions {
     ConnOptions { rx_buffer: 8192, tx_buffer: 8192, ..ConnOptions::default() }
@@ -31,6 +31,29 @@ fn a_thousand_connections_are_accepted_and_echo() {
     assert!(pair.run_with(Duration::from_secs(2), &mut act, done));
     let accepted = |(_, event): &&_| matches!(event, Event::Accepted { .. });
     assert_eq!(pair.b.events.iter().filter(accepted).count(), 1000);
+}
+
+#[test]
+fn each_of_many_addresses_is_connected_to_as_itself() {
+    for v6 in [false, true] {
+        let mut pair =
+            Pair::new(&PairOptions { v6, resolve: true, more: 40, ..Default::default() });
+        let at = |n: u8| std::net::SocketAddr::new(address(v6, n).ip(), PORT);
+        let ids: Vec<_> = (100..140)
+            .map(|n| {
+                pair.b.tcp.listen(pair.now, at(n), &ListenOptions::default()).unwrap();
+                pair.a.tcp.connect(pair.now, at(n), &small()).unwrap()
+            })
+            .collect();
+        pair.run(Duration::from_millis(10));
+        assert!(ids.iter().all(|&id| pair.a.has(&Event::Connected(id))), "{:?}", pair.a.events);
+        let accepted = |n| {
+            let is =
+                |event: &Event| matches!(event, Event::Accepted { local, .. } if *local == at(n));
+            pair.b.events.iter().filter(|(_, event)| is(event)).count()
+        };
+        assert!((100..140).all(|n| accepted(n) == 1), "{:?}", pair.b.events);
+    }
 }
 
 #[test]

@@ -29,11 +29,14 @@ pub struct PairOptions {
     pub seed: u64,
     /// Addresses resolved by ARP/ND, not configured.
     pub resolve: bool,
+    /// Addresses that `b` has beside its own, from n = 100 on.
+    pub more: u8,
 }
 
 impl Default for PairOptions {
     fn default() -> Self {
-        Self { wire: WireOptions::default(), v6: false, vlan: None, seed: 1, resolve: false }
+        let wire = WireOptions::default();
+        Self { wire, v6: false, vlan: None, seed: 1, resolve: false, more: 0 }
     }
 }
 
@@ -50,11 +53,13 @@ impl Pair {
         let wire = WireOptions { seed: options.seed, ..options.wire.clone() };
         let (a, b) = SimLink::pair(&wire);
         let end = |link: SimLink, n: u8, peer: u8| {
+            let more = if n == 2 { options.more } else { 0 };
+            let cidr = |n| Cidr {
+                ip: address(options.v6, n).ip(),
+                prefix: if options.v6 { 64 } else { 24 },
+            };
             let mut config = TcpConfig {
-                addresses: vec![Cidr {
-                    ip: address(options.v6, n).ip(),
-                    prefix: if options.v6 { 64 } else { 24 },
-                }],
+                addresses: std::iter::once(n).chain(100..100 + more).map(cidr).collect(),
                 vlan: options.vlan,
                 seed: Some(options.seed + u64::from(n)),
                 ..TcpConfig::default()
@@ -195,7 +200,8 @@ impl End {
     }
 }
 
-fn address(v6: bool, n: u8) -> SocketAddr {
+/// Node `n`'s address.
+pub fn address(v6: bool, n: u8) -> SocketAddr {
     match v6 {
         true => SocketAddr::new([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(n)].into(), 0),
         false => SocketAddr::new([10, 0, 0, n].into(), 0),

@@ -84,5 +84,6 @@ fn rst_is_never_answered_and_groups_get_none() {
     none("10.0.0.1", "10.0.0.2", RST);
     none("10.0.0.1", "224.0.0.1", SYN);
     none("255.255.255.255", "10.0.0.2", SYN);
+    none("10.0.0.255", "10.0.0.2", SYN);
     none("224.0.0.1", "10.0.0.2", ACK);
 }
