@@ -1,11 +1,10 @@
 //! The controllers that are held, by name: what the control socket asks of them, and what is told
-//! of them.
+//! of them. Their host is the caller's, and comes with each call.
 //!
 //! What always holds: a name is one controller's; one that was given up keeps its name and its
 //! reason until it is reset or disconnected; each outage is told once.
 
 use std::collections::BTreeMap;
-use std::ops::Bound::{Excluded, Unbounded};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,57 +14,53 @@ use moorline_stack::{Instant, Transport};
 use serde_json::{Value, json};
 
 use super::config::Settings;
-use super::proto::{self, Cmd, Conn, Conns, Ctrl, List, PAGE, Request, Timer, V};
-use super::server::{Answers, Server};
+use super::log::Log;
+use super::proto::{self, Cmd, Request, V};
+use super::server::Answers;
+use super::show::{self, ms};
 
-/// Log lines in a second; what is more is counted, and the count told.
-const LOGS_PER_S: u32 = 64;
-
-/// A host, and names for its controllers.
-pub struct Held<T: Transport> {
-    host: Host<T>,
+/// Names for a host's controllers.
+pub struct Held {
     defaults: Settings,
-    ctrls: BTreeMap<String, One>,
+    pub(super) ctrls: BTreeMap<String, One>,
     names: BTreeMap<CtrlId, String>,
     log: Log,
     /// How long turns took, microseconds.
-    turn_us: Histogram<u64>,
+    pub(super) turn_us: Histogram<u64>,
 }
 
 /// A controller.
-struct One {
-    ctrl: CtrlId,
-    config: CtrlConfig,
+pub(super) struct One {
+    pub ctrl: CtrlId,
+    pub config: CtrlConfig,
     /// It was given up: since when, and why.
-    given_up: Option<(Instant, String)>,
+    pub given_up: Option<(Instant, String)>,
     /// It is being shut down as asked.
     is_leaving: bool,
 }
 
-impl<T: Transport> Held<T> {
+/// Names, and the host whose controllers they are.
+pub struct Over<'a, T: Transport> {
+    held: &'a mut Held,
+    host: &'a mut Host<T>,
+}
+
+impl Held {
     /// No controllers yet; those to come start from `defaults`.
-    ///
-    /// # Errors
-    /// None that can happen: the histogram's bounds are fixed.
-    pub fn new(host: Host<T>, defaults: Settings) -> Result<Self> {
-        Ok(Self {
-            host,
+    pub fn new(defaults: Settings) -> Self {
+        let turn_us = Histogram::new_with_bounds(1, 10_000_000, 2);
+        Self {
             defaults,
             ctrls: BTreeMap::new(),
             names: BTreeMap::new(),
             log: Log::default(),
-            turn_us: Histogram::new_with_bounds(1, 10_000_000, 2)?,
-        })
+            turn_us: turn_us.expect("2 digits of 1 to 10^7 are within a histogram's bounds"),
+        }
     }
 
-    /// The host, for the steps of a turn that are its own.
-    pub fn host_mut(&mut self) -> &mut Host<T> {
-        &mut self.host
-    }
-
-    /// When the next turn is due.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.host.poll_timeout()
+    /// To answer requests about `host`.
+    pub fn over<'a, T: Transport>(&'a mut self, host: &'a mut Host<T>) -> Over<'a, T> {
+        Over { held: self, host }
     }
 
     /// A turn took this long.
@@ -73,51 +68,66 @@ impl<T: Transport> Held<T> {
         self.turn_us.saturating_record(time.as_micros() as u64);
     }
 
+    /// Tells now and then what was not logged.
+    pub fn tick(&mut self, now: Instant) {
+        self.log.turn(now);
+    }
+
     /// Holds one more controller, and starts to connect it.
     ///
     /// # Errors
     /// When the name is taken, or the host cannot hold it.
-    pub fn connect(&mut self, now: Instant, name: String, config: CtrlConfig) -> Result<()> {
+    pub fn connect<T: Transport>(
+        &mut self,
+        now: Instant,
+        host: &mut Host<T>,
+        name: String,
+        config: CtrlConfig,
+    ) -> Result<CtrlId> {
         ensure!(!self.ctrls.contains_key(&name), "there is a controller {name:?} already");
-        let ctrl = self.host.connect(now, config.clone())?;
+        let ctrl = host.connect(now, config.clone())?;
         self.names.insert(ctrl, name.clone());
-        let one = One { ctrl, config, given_up: None, is_leaving: false };
-        self.ctrls.insert(name, one);
-        Ok(())
+        self.ctrls.insert(name, One { ctrl, config, given_up: None, is_leaving: false });
+        Ok(ctrl)
     }
 
     /// Tries a controller anew, at once.
-    fn reset(&mut self, now: Instant, name: &str) -> Result<()> {
+    fn reset<T: Transport>(&mut self, now: Instant, host: &mut Host<T>, name: &str) -> Result<()> {
         let one = self.ctrls.get_mut(name).with_context(|| unknown(name))?;
         ensure!(!one.is_leaving, "{name:?} is being disconnected");
         if one.given_up.is_none() {
-            self.host.reset(now, one.ctrl);
+            host.reset(now, one.ctrl);
             return Ok(());
         }
-        one.ctrl = self.host.connect(now, one.config.clone())?;
+        one.ctrl = host.connect(now, one.config.clone())?;
         one.given_up = None;
         self.names.insert(one.ctrl, name.to_owned());
         Ok(())
     }
 
     /// Shuts a controller down; `Closed` or `Failed` will tell that it is gone.
-    fn disconnect(&mut self, now: Instant, name: &str) -> Result<()> {
+    fn disconnect<T: Transport>(
+        &mut self,
+        now: Instant,
+        host: &mut Host<T>,
+        name: &str,
+    ) -> Result<()> {
         let one = self.ctrls.get_mut(name).with_context(|| unknown(name))?;
         if one.given_up.is_some() {
             self.ctrls.remove(name);
         } else if !one.is_leaving {
             one.is_leaving = true;
-            self.host.disconnect(now, one.ctrl);
+            host.disconnect(now, one.ctrl);
         }
         Ok(())
     }
 
     /// Shuts all controllers down.
-    pub fn leave(&mut self, now: Instant) {
+    pub fn leave<T: Transport>(&mut self, now: Instant, host: &mut Host<T>) {
         let names: Vec<_> = self.ctrls.keys().cloned().collect();
         for name in names {
             // It is there: the names were just taken.
-            let _ = self.disconnect(now, &name);
+            let _ = self.disconnect(now, host, &name);
         }
     }
 
@@ -126,26 +136,14 @@ impl<T: Transport> Held<T> {
         self.ctrls.is_empty()
     }
 
-    /// Takes in what has arrived and what is due, and tells what came of it.
-    pub fn turn(&mut self, now: Instant, server: &mut Server) {
-        self.host.turn(now);
-        // At most a few for each controller.
-        while let Some(event) = self.host.poll_event() {
-            if let Some(event) = self.event(now, event) {
-                server.publish(&event);
-            }
-        }
-        self.log.turn(now);
-    }
-
     /// Notes an event, logs it, and makes of it what followers are told.
-    fn event(&mut self, now: Instant, event: HostEvent) -> Option<Value> {
+    pub fn event(&mut self, now: Instant, event: &HostEvent) -> Option<Value> {
         let ctrl = match event {
             HostEvent::Live { ctrl, .. }
             | HostEvent::Disconnected { ctrl, .. }
             | HostEvent::Failed { ctrl, .. }
             | HostEvent::Closed { ctrl }
-            | HostEvent::Aen { ctrl, .. } => ctrl,
+            | HostEvent::Aen { ctrl, .. } => *ctrl,
         };
         let name = self.names.get(&ctrl)?.clone();
         let is_leaving = self.ctrls.get(&name).is_some_and(|one| one.is_leaving);
@@ -153,9 +151,9 @@ impl<T: Transport> Held<T> {
         let mut told = match event {
             HostEvent::Live { after, .. } => {
                 if allowed {
-                    tracing::info!(controller = name, after_ms = ms(after), "live");
+                    tracing::info!(controller = name, after_ms = ms(*after), "live");
                 }
-                json!({ "event": "live", "after_ms": ms(after) })
+                json!({ "event": "live", "after_ms": ms(*after) })
             }
             HostEvent::Disconnected { failure, .. } => {
                 if allowed {
@@ -168,14 +166,14 @@ impl<T: Transport> Held<T> {
                     tracing::error!(controller = name, %failure, "given up");
                 }
                 let reason = failure.to_string();
-                self.over(now, ctrl, &name, Some(reason.clone()));
+                self.over_with(now, ctrl, &name, Some(reason.clone()));
                 json!({ "event": "failed", "reason": reason })
             }
             HostEvent::Closed { .. } => {
                 if allowed {
                     tracing::info!(controller = name, "disconnected as asked");
                 }
-                self.over(now, ctrl, &name, None);
+                self.over_with(now, ctrl, &name, None);
                 json!({ "event": "closed" })
             }
             HostEvent::Aen { kind, info, lid, .. } => {
@@ -193,189 +191,50 @@ impl<T: Transport> Held<T> {
     }
 
     /// The host has done with a controller: its name goes, unless it was given up.
-    fn over(&mut self, now: Instant, ctrl: CtrlId, name: &str, reason: Option<String>) {
+    fn over_with(&mut self, now: Instant, ctrl: CtrlId, name: &str, reason: Option<String>) {
         self.names.remove(&ctrl);
         match (self.ctrls.get_mut(name), reason) {
             (Some(one), Some(reason)) if !one.is_leaving => one.given_up = Some((now, reason)),
             _ => drop(self.ctrls.remove(name)),
         }
     }
+}
 
-    fn list(&self, now: Instant, after: Option<&str>) -> List {
-        let from = after.map_or(Unbounded, Excluded);
-        let mut rest = self.ctrls.range::<str, _>((from, Unbounded));
-        let page = rest.by_ref().take(PAGE);
-        let controllers: Vec<_> = page.map(|(name, one)| self.show(now, name, one)).collect();
-        let more = rest.next().is_some();
-        let next = controllers.last().filter(|_| more).map(|last| last.name.clone());
-        List { v: V, ok: true, controllers, next }
-    }
-
-    fn show(&self, now: Instant, name: &str, one: &One) -> Ctrl {
-        let shown = Ctrl {
-            name: name.to_owned(),
-            addr: one.config.addr.to_string(),
-            nqn: one.config.subnqn.clone(),
-            ..Ctrl::default()
-        };
-        if let Some((since, reason)) = &one.given_up {
-            return Ctrl {
-                state: "lost".to_owned(),
-                since_ms: ms(now - *since),
-                awaited: "a reset".to_owned(),
-                reach: "unknown".to_owned(),
-                reason: Some(reason.clone()),
-                ..shown
-            };
-        }
-        let status = self.host.status(one.ctrl);
-        // Who waits for an address is tried when that is found, by the next test of it.
-        let test = status.timers.iter().find(|(name, _)| *name == "probe").map(|&(_, at)| at);
-        let next = status.next_attempt.or(test);
-        Ctrl {
-            state: status.state.to_string(),
-            since_ms: ms(now - status.since),
-            awaited: status.awaited.to_owned(),
-            attempts: status.attempts,
-            reconnects: status.reconnects,
-            reach: status.reach.to_string(),
-            reason: status.failure.map(|failure| failure.to_string()),
-            next_attempt_ms: next.map(|at| left(now, at)),
-            timers: timers(now, &status.timers),
-            ..shown
-        }
-    }
-
-    fn connections(&self, now: Instant, after: Option<&str>) -> Result<Conns> {
-        let from = match after {
-            None => 0,
-            Some(slot) => slot.parse::<u32>().context("\"after\" is a slot")?.saturating_add(1),
-        };
-        let mut page = self.host.transport().connections_from(from, PAGE + 1);
-        let more = page.len() > PAGE;
-        page.truncate(PAGE);
-        let connections = page.into_iter().map(|report| Conn {
-            slot: report.conn.index,
-            local: report.local.to_string(),
-            remote: report.remote.to_string(),
-            stage: report.stage.to_string(),
-            since_ms: ms(now - report.since),
-            send_queue: report.send_queue,
-            recv_queue: report.recv_queue,
-            retransmits: report.retransmits,
-            timers: timers(now, &report.timers),
-        });
-        let connections: Vec<_> = connections.collect();
-        let next = connections.last().filter(|_| more).map(|last| last.slot.to_string());
-        Ok(Conns { v: V, ok: true, connections, next })
-    }
-
-    fn figures(&self) -> Value {
-        let f = self.host.figures();
-        let quantile = |q| self.turn_us.value_at_quantile(q);
-        json!({
-            "controllers": self.ctrls.len(),
-            "attempts": f.attempts,
-            "keep_alives": f.keep_alives,
-            "keep_alives_lost": f.keep_alives_lost,
-            "keep_alive_late_max_us": f.keep_alive_late_max.as_micros() as u64,
-            "deadlines": f.deadlines,
-            "deadlines_early": f.deadlines_early,
-            "deadline_late_max_us": f.deadline_late_max.as_micros() as u64,
-            "work_per_turn_max": {
-                "events": f.events_per_turn_max,
-                "deadlines": f.deadlines_per_turn_max,
-            },
-            "turns": self.turn_us.len(),
-            "turn_us": {
-                "p50": quantile(0.5),
-                "p99": quantile(0.99),
-                "p999": quantile(0.999),
-                "max": self.turn_us.max(),
-            },
-        })
-    }
-
-    fn try_answer(&mut self, now: Instant, request: &Request) -> Result<Value> {
+impl<T: Transport> Over<'_, T> {
+    fn try_answer(&mut self, now: Instant, request: &Request) -> Result<String> {
+        let Self { held, host } = self;
         let name = || request.name.as_deref().context("it needs a \"name\"");
+        let after = request.after.as_deref();
+        let mut answer = proto::done(request.cmd);
         match request.cmd {
             Cmd::List => {
-                return Ok(serde_json::to_value(self.list(now, request.after.as_deref()))?);
+                return Ok(serde_json::to_string(&show::list(held, host, now, after))?);
             }
             Cmd::Connections => {
-                let page = self.connections(now, request.after.as_deref())?;
-                return Ok(serde_json::to_value(page)?);
+                return Ok(serde_json::to_string(&show::connections(host, now, after)?)?);
             }
-            Cmd::Figures => {
-                let mut answer = proto::done(Cmd::Figures);
-                answer["figures"] = self.figures();
-                return Ok(answer);
-            }
+            Cmd::Figures => answer["figures"] = show::figures(held, host),
             Cmd::Events => bail!("events are the server's own"),
-            Cmd::Reset => self.reset(now, name()?)?,
-            Cmd::Disconnect => self.disconnect(now, name()?)?,
+            Cmd::Reset => held.reset(now, host, name()?)?,
+            Cmd::Disconnect => held.disconnect(now, host, name()?)?,
             Cmd::Connect => {
                 let settings = request.controller.as_ref().context("it needs a \"controller\"")?;
-                let (name, config) = settings.controller(&self.defaults)?;
-                self.connect(now, name, config)?;
+                let (name, config) = settings.controller(&held.defaults)?;
+                held.connect(now, host, name, config)?;
             }
         }
-        Ok(proto::done(request.cmd))
+        Ok(answer.to_string())
     }
 }
 
-impl<T: Transport> Answers for Held<T> {
-    fn answer(&mut self, now: Instant, request: &Request) -> Value {
-        self.try_answer(now, request).unwrap_or_else(|error| proto::refused(&error))
+impl<T: Transport> Answers for Over<'_, T> {
+    fn answer(&mut self, now: Instant, request: &Request) -> String {
+        self.try_answer(now, request).unwrap_or_else(|error| proto::refused(&error).to_string())
     }
 }
 
 fn unknown(name: &str) -> String {
     format!("there is no controller {name:?}")
-}
-
-fn timers(now: Instant, armed: &[(&'static str, Instant)]) -> Vec<Timer> {
-    let timer = |&(name, at): &(&str, _)| Timer { name: name.to_owned(), left_ms: left(now, at) };
-    armed.iter().map(timer).collect()
-}
-
-/// Milliseconds, to the microsecond.
-fn ms(time: Duration) -> f64 {
-    time.as_micros() as f64 / 1e3
-}
-
-/// Milliseconds until `at`, below zero when it is past.
-fn left(now: Instant, at: Instant) -> f64 {
-    if at >= now { ms(at - now) } else { -ms(now - at) }
-}
-
-/// How much may be logged: [`LOGS_PER_S`], whatever happens.
-#[derive(Default)]
-struct Log {
-    since: Instant,
-    logged: u32,
-    held_back: u64,
-}
-
-impl Log {
-    fn allows(&mut self, now: Instant) -> bool {
-        self.turn(now);
-        let allowed = self.logged < LOGS_PER_S;
-        self.logged += u32::from(allowed);
-        self.held_back += u64::from(!allowed);
-        allowed
-    }
-
-    /// Begins another second when the last is over, and tells what was held back in it.
-    fn turn(&mut self, now: Instant) {
-        if now.since(self.since) < Duration::from_secs(1) {
-            return;
-        }
-        if self.held_back > 0 {
-            tracing::warn!(events = self.held_back, "more happened than is logged");
-        }
-        *self = Self { since: now, logged: 0, held_back: 0 };
-    }
 }
 
 #[cfg(test)]
@@ -384,14 +243,14 @@ mod tests {
     use moorline_stack::kernel::KernelSockets;
 
     use super::*;
+    use crate::serve::proto::{Ctrl, PAGE};
 
     /// Nobody listens at port 1 of the loopback.
     const NOBODY: &str = "127.0.0.1";
 
     struct Bench {
-        held: Held<KernelSockets>,
-        server: Server,
-        _dir: tempfile::TempDir,
+        held: Held,
+        host: Host<KernelSockets>,
     }
 
     impl Bench {
@@ -400,13 +259,11 @@ mod tests {
         }
 
         fn with(limits: HostLimits) -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let server = Server::open(&dir.path().join("ctl.sock")).unwrap();
             let hostnqn = "nqn.2014-08.org.nvmexpress:uuid:01234567-89ab-cdef-0123-456789abcdef";
             let identity = HostIdentity { hostnqn: hostnqn.into(), hostid: [7; 16] };
             let transport = KernelSockets::new(256).unwrap();
             let host = Host::new(transport, identity, limits);
-            Self { held: Held::new(host, Settings::default()).unwrap(), server, _dir: dir }
+            Self { held: Held::new(Settings::default()), host }
         }
 
         fn ask(&mut self, cmd: Cmd, name: &str) -> Value {
@@ -417,22 +274,26 @@ mod tests {
                 });
                 request.controller = Some(serde_json::from_value(controller).unwrap());
             }
-            self.held.answer(Instant::monotonic(), &request)
+            let answer = self.held.over(&mut self.host).answer(Instant::monotonic(), &request);
+            serde_json::from_str(&answer).unwrap()
         }
 
         fn list(&mut self) -> Vec<Ctrl> {
-            self.held.list(Instant::monotonic(), None).controllers
+            show::list(&self.held, &self.host, Instant::monotonic(), None).controllers
         }
 
         fn turn_until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
             for _ in 0..2000 {
                 let now = Instant::monotonic();
-                self.held.turn(now, &mut self.server);
-                self.held.host_mut().flush(now);
+                self.host.turn(now);
+                while let Some(event) = self.host.poll_event() {
+                    self.held.event(now, &event);
+                }
+                self.host.flush(now);
                 if done(self) {
                     return;
                 }
-                self.held.host_mut().wait(Some(now + Duration::from_millis(5)), &[]).unwrap();
+                self.host.wait(Some(now + Duration::from_millis(5)), &[]).unwrap();
             }
             panic!("it did not come about: {:?}", self.list());
         }
@@ -472,8 +333,8 @@ mod tests {
         bench.ask(Cmd::Connect, "a");
         let one = bench.held.ctrls.get("a").unwrap();
         let (now, ctrl) = (Instant::monotonic(), one.ctrl);
-        bench.held.host_mut().disconnect(now, ctrl); // so that the host has done with it
-        bench.held.over(now, ctrl, "a", Some("host not allowed".into()));
+        bench.host.disconnect(now, ctrl); // so that the host has done with it
+        bench.held.over_with(now, ctrl, "a", Some("host not allowed".into()));
         let shown = &bench.list()[0];
         assert_eq!(
             (shown.state.as_str(), shown.reason.as_deref()),
@@ -482,7 +343,7 @@ mod tests {
         assert_eq!(bench.ask(Cmd::Reset, "a")["ok"], true);
         assert_ne!(bench.list()[0].state, "lost");
         let ctrl = bench.held.ctrls.get("a").unwrap().ctrl;
-        bench.held.over(now, ctrl, "a", Some("host not allowed".into()));
+        bench.held.over_with(now, ctrl, "a", Some("host not allowed".into()));
         assert_eq!(bench.ask(Cmd::Disconnect, "a")["ok"], true);
         assert!(bench.held.is_empty());
     }
@@ -495,19 +356,9 @@ mod tests {
             assert_eq!(bench.ask(Cmd::Connect, &format!("c{number:03}"))["ok"], true);
         }
         let now = Instant::monotonic();
-        let first = bench.held.list(now, None);
+        let first = show::list(&bench.held, &bench.host, now, None);
         assert_eq!((first.controllers.len(), first.next.as_deref()), (PAGE, Some("c063")));
-        let second = bench.held.list(now, first.next.as_deref());
+        let second = show::list(&bench.held, &bench.host, now, first.next.as_deref());
         assert_eq!((second.controllers.len(), second.next), (1, None));
-    }
-
-    #[test]
-    fn a_second_has_room_for_so_many_log_lines() {
-        let mut log = Log::default();
-        let now = Instant::ZERO + Duration::from_secs(9);
-        let allowed = (0..100).filter(|_| log.allows(now)).count();
-        assert_eq!((allowed, log.held_back), (64, 36));
-        assert!(log.allows(now + Duration::from_secs(1)));
-        assert_eq!(log.held_back, 0);
     }
 }

@@ -6,9 +6,12 @@
 //! was lost.
 
 pub mod config;
+pub mod control;
 pub mod held;
+pub mod log;
 pub mod proto;
 pub mod server;
+mod show;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,8 +23,7 @@ use moorline_stack::time::earliest;
 use moorline_stack::{Instant, Transport};
 
 use self::config::Config;
-use self::held::Held;
-use self::server::Server;
+use self::control::Control;
 use crate::cli::PollMode;
 use crate::exit::Exit;
 use crate::identity::identity_of;
@@ -31,8 +33,6 @@ use crate::stackup::{self, Job, Path};
 
 /// Room for controllers that are connected later.
 const MORE_CONTROLLERS: usize = 256;
-/// The control socket is looked at no more often, so that a busy loop is not full of system calls.
-const CTL_EVERY: Duration = Duration::from_micros(200);
 /// Longest sleep, so that a signal just before it is not missed for long.
 const TICK: Duration = Duration::from_millis(100);
 /// More than an orderly shutdown may take: outstanding I/O, CSTS.SHST, connections.
@@ -63,9 +63,9 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
         return Ok(Exit::Ok);
     }
     let stop = Stop::on_signals()?;
-    let server = Server::open(&config.socket)?;
+    let control = Control::open(&config.socket, config.defaults.clone())?;
     let lane = config.lane.clone();
-    let job = Serve { config, identity: identity?, server, stop: stop.clone() };
+    let job = Serve { config, identity: identity?, control, stop: stop.clone() };
     stackup::run(&lane, job)?;
     Ok(stop.exit())
 }
@@ -73,7 +73,7 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
 struct Serve {
     config: Config,
     identity: HostIdentity,
-    server: Server,
+    control: Control,
     stop: Stop,
 }
 
@@ -81,18 +81,18 @@ impl Job for Serve {
     type Out = ();
 
     fn run<T: Transport>(self, transport: T, _: Path) -> Result<()> {
-        let Self { config, identity, server, stop } = self;
+        let Self { config, identity, mut control, stop } = self;
         let count = config.controllers.len();
         let limits = HostLimits { controllers: count + MORE_CONTROLLERS, ..HostLimits::default() };
-        let mut held = Held::new(Host::new(transport, identity, limits), config.defaults)?;
+        let mut host = Host::new(transport, identity, limits);
         let now = Instant::monotonic();
         for (name, controller) in config.controllers {
             let told = format!("controller {name:?}");
-            held.connect(now, name, controller).context(told)?;
+            control.connect(now, &mut host, name, controller).context(told)?;
         }
         let socket = config.socket.display();
         out::line(format_args!("holding {count} controller(s); control socket {socket}"))?;
-        let mut reactor = Reactor { held, server, poll: config.lane.poll, ctl_due: now };
+        let mut reactor = Reactor { host, control, poll: config.lane.poll };
         while !stop.requested() {
             reactor.turn(None)?;
         }
@@ -101,46 +101,44 @@ impl Job for Serve {
 }
 
 struct Reactor<T: Transport> {
-    held: Held<T>,
-    server: Server,
+    host: Host<T>,
+    control: Control,
     poll: PollMode,
-    /// When the control socket is looked at next.
-    ctl_due: Instant,
 }
 
 impl<T: Transport> Reactor<T> {
     /// One turn, and the sleep after it, to `until` at most.
     fn turn(&mut self, until: Option<Instant>) -> Result<()> {
+        let Self { host, control, poll } = self;
         let now = Instant::monotonic();
-        self.held.turn(now, &mut self.server);
-        if now >= self.ctl_due {
-            self.server.turn(now, &mut self.held);
-            self.ctl_due = now + CTL_EVERY;
+        host.turn(now);
+        // At most a few for each controller.
+        while let Some(event) = host.poll_event() {
+            control.event(now, &event);
         }
-        self.held.host_mut().flush(now);
-        self.held.took(Instant::monotonic() - now);
-        if self.poll == PollMode::Busy {
+        control.turn(now, host);
+        host.flush(now);
+        control.took(Instant::monotonic() - now);
+        if *poll == PollMode::Busy {
             return Ok(());
         }
-        let until = earliest(until, Some(now + TICK));
-        let until = earliest(until, earliest(self.held.poll_timeout(), self.server.poll_timeout()));
-        self.held.host_mut().wait(until, &[self.server.fd()]).context("waiting for targets")
+        let until = earliest(until, earliest(Some(now + TICK), control.poll_timeout()));
+        host.wait(until, &[control.fd()]).context("waiting for targets")
     }
 
     /// Shuts all controllers down in order, as far as there is time.
     fn leave(mut self) -> Result<()> {
         let started = Instant::monotonic();
         let end = started + LEAVE_TIMEOUT;
-        self.held.leave(started);
-        while !self.held.is_empty() {
+        self.control.leave(started, &mut self.host);
+        while !self.control.is_empty() {
             if Instant::monotonic() >= end {
                 tracing::warn!("not all controllers were shut down within {LEAVE_TIMEOUT:?}");
                 break;
             }
             self.turn(Some(end))?;
         }
-        // What followers are to be told of the end is on its way.
-        self.server.turn(Instant::monotonic(), &mut self.held);
+        self.control.say_last(Instant::monotonic(), &mut self.host);
         Ok(())
     }
 }

@@ -26,7 +26,7 @@ use super::proto::{self, Cmd, Request, V};
 /// Clients at once; more are turned away.
 pub const CLIENTS_MAX: usize = 16;
 /// Bytes read of a client, and written to it, in a turn.
-pub const BYTES_PER_TURN: usize = 16 << 10;
+pub const BYTES_PER_TURN: usize = 64 << 10;
 /// Longest request.
 const LINE_MAX: usize = 8 << 10;
 /// Bytes for a client that wait to be written, above which it gets no more events.
@@ -42,8 +42,8 @@ const LISTENER: u64 = u64::MAX;
 
 /// Who knows the answers.
 pub trait Answers {
-    /// Answers a request, within bounds: a page, never everything.
-    fn answer(&mut self, now: Instant, request: &Request) -> Value;
+    /// Answers a request with a line of JSON, within bounds: a page, never everything.
+    fn answer(&mut self, now: Instant, request: &Request) -> String;
 }
 
 /// The server.
@@ -52,6 +52,8 @@ pub struct Server {
     listener: UnixListener,
     poll: OwnedFd,
     clients: Vec<Option<Client>>,
+    /// Room for what the kernel tells; empty between turns.
+    ready: Vec<epoll::Event>,
     /// Where the search for the next request begins, so that each client has its turn.
     next: usize,
     events: VecDeque<String>,
@@ -69,6 +71,8 @@ struct Client {
     read_at: Instant,
     /// It will ask no more.
     ended: bool,
+    /// What the kernel is to tell us of it.
+    watched: epoll::EventFlags,
 }
 
 /// What became of a client's turn.
@@ -95,6 +99,7 @@ impl Server {
             listener,
             poll,
             clients: (0..CLIENTS_MAX).map(|_| None).collect(),
+            ready: Vec::with_capacity(CLIENTS_MAX + 1),
             next: 0,
             events: VecDeque::with_capacity(EVENTS_MAX),
             first_event: 0,
@@ -124,10 +129,13 @@ impl Server {
         self.events.push_back(event.to_string());
     }
 
-    /// Takes in what clients wrote, answers one request, writes what they take.
-    pub fn turn(&mut self, now: Instant, answers: &mut impl Answers) {
+    /// Takes in what clients wrote, answers one request, writes what they take. Whether one asked.
+    pub fn turn(&mut self, now: Instant, answers: &mut impl Answers) -> bool {
         self.take_in(now);
-        self.answer_one(now, answers);
+        if self.clients.iter().all(Option::is_none) {
+            return false;
+        }
+        let asked = self.answer_one(now, answers);
         for place in 0..self.clients.len() {
             let Some(client) = &mut self.clients[place] else { continue };
             give_events(client, self.first_event, &self.events);
@@ -137,16 +145,17 @@ impl Server {
             }
             self.watch(place);
         }
+        asked
     }
 
     /// Reads from those that wrote, and lets new ones in.
     fn take_in(&mut self, now: Instant) {
-        let mut ready = Vec::with_capacity(CLIENTS_MAX + 1);
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut ready = std::mem::take(&mut self.ready);
         let buffer = rustix::buffer::spare_capacity(&mut ready);
         // No error but an interruption is possible, and the next turn asks again.
         let _ = epoll::wait(&self.poll, buffer, Some(&at_once));
-        for event in ready {
+        for event in ready.drain(..) {
             let place = event.data.u64();
             if place == LISTENER {
                 self.accept(now);
@@ -156,6 +165,7 @@ impl Server {
                 self.clients[place as usize] = None;
             }
         }
+        self.ready = ready;
     }
 
     /// Lets one client in, if it is our own user's, or root's.
@@ -183,8 +193,8 @@ impl Server {
             (&stream).write_all(format!("{}\n", proto::refused(&anyhow::anyhow!(why))).as_bytes());
     }
 
-    /// Answers the next client that has asked, and has read what we said before.
-    fn answer_one(&mut self, now: Instant, answers: &mut impl Answers) {
+    /// Answers the next client that has asked, and has read what we said before, if there is one.
+    fn answer_one(&mut self, now: Instant, answers: &mut impl Answers) -> bool {
         let events = self.first_event + self.events.len() as u64;
         for step in 0..self.clients.len() {
             let place = (self.next + step) % self.clients.len();
@@ -194,19 +204,20 @@ impl Server {
             let answer = match Request::parse(&line) {
                 Ok(Request { cmd: Cmd::Events, .. }) => {
                     client.follows = Some(events);
-                    proto::done(Cmd::Events)
+                    proto::done(Cmd::Events).to_string()
                 }
                 Ok(request) => answers.answer(now, &request),
-                Err(error) => proto::refused(&error),
+                Err(error) => proto::refused(&error).to_string(),
             };
-            client.say(now, &answer.to_string());
-            return;
+            client.say(now, &answer);
+            return true;
         }
+        false
     }
 
     /// Tells the kernel what a client waits for: room, where it owes us reading; else requests.
-    fn watch(&self, place: usize) {
-        let Some(client) = &self.clients[place] else { return };
+    fn watch(&mut self, place: usize) {
+        let Some(client) = &mut self.clients[place] else { return };
         let more = client.has_line();
         let mut flags = epoll::EventFlags::empty();
         if !client.out.is_empty() || more {
@@ -215,6 +226,10 @@ impl Server {
         if client.wants_input() {
             flags |= epoll::EventFlags::IN;
         }
+        if client.watched == flags {
+            return;
+        }
+        client.watched = flags;
         let data = epoll::EventData::new_u64(place as u64);
         // Both descriptors are ours and open.
         let _ = epoll::modify(&self.poll, &client.stream, data, flags);
@@ -267,8 +282,15 @@ fn give_events(client: &mut Client, first: u64, events: &VecDeque<String>) {
 
 impl Client {
     fn new(stream: UnixStream, now: Instant) -> Self {
-        let (input, out) = (Vec::new(), Vec::new());
-        Self { stream, input, out, follows: None, read_at: now, ended: false }
+        Self {
+            stream,
+            input: Vec::new(),
+            out: Vec::new(),
+            follows: None,
+            read_at: now,
+            ended: false,
+            watched: epoll::EventFlags::IN,
+        }
     }
 
     /// Whether it may say more: a follower may only leave.
@@ -360,9 +382,9 @@ mod tests {
     }
 
     impl Answers for Echo {
-        fn answer(&mut self, _: Instant, request: &Request) -> Value {
+        fn answer(&mut self, _: Instant, request: &Request) -> String {
             self.asked += 1;
-            json!({ "after": request.after, "filler": "x".repeat(self.long) })
+            json!({ "after": request.after, "filler": "x".repeat(self.long) }).to_string()
         }
     }
 

@@ -1,0 +1,138 @@
+//! What the control socket shows of a host: controllers, connections, figures. Nothing here
+//! changes anything; lists come in pages.
+
+use std::ops::Bound::{Excluded, Unbounded};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use moorline_nvme::host::Host;
+use moorline_stack::{Instant, Transport};
+use serde_json::{Value, json};
+
+use super::held::{Held, One};
+use super::proto::{Conn, Conns, Ctrl, List, PAGE, Timer, V};
+
+/// A page of the controllers, those after `after`.
+pub(super) fn list<T: Transport>(
+    held: &Held,
+    host: &Host<T>,
+    now: Instant,
+    after: Option<&str>,
+) -> List {
+    let from = after.map_or(Unbounded, Excluded);
+    let mut rest = held.ctrls.range::<str, _>((from, Unbounded));
+    let page = rest.by_ref().take(PAGE);
+    let controllers: Vec<_> = page.map(|(name, one)| ctrl(host, now, name, one)).collect();
+    let more = rest.next().is_some();
+    let next = controllers.last().filter(|_| more).map(|last| last.name.clone());
+    List { v: V, ok: true, controllers, next }
+}
+
+fn ctrl<T: Transport>(host: &Host<T>, now: Instant, name: &str, one: &One) -> Ctrl {
+    let shown = Ctrl {
+        name: name.to_owned(),
+        addr: one.config.addr.to_string(),
+        nqn: one.config.subnqn.clone(),
+        ..Ctrl::default()
+    };
+    if let Some((since, reason)) = &one.given_up {
+        return Ctrl {
+            state: "lost".to_owned(),
+            since_ms: ms(now - *since),
+            awaited: "a reset".to_owned(),
+            reach: "unknown".to_owned(),
+            reason: Some(reason.clone()),
+            ..shown
+        };
+    }
+    let status = host.status(one.ctrl);
+    // Who waits for an address is tried when that is found, by the next test of it.
+    let test = status.timers.iter().find(|(name, _)| *name == "probe").map(|&(_, at)| at);
+    let next = status.next_attempt.or(test);
+    Ctrl {
+        state: status.state.to_string(),
+        since_ms: ms(now - status.since),
+        awaited: status.awaited.to_owned(),
+        attempts: status.attempts,
+        reconnects: status.reconnects,
+        reach: status.reach.to_string(),
+        reason: status.failure.map(|failure| failure.to_string()),
+        next_attempt_ms: next.map(|at| left(now, at)),
+        timers: timers(now, &status.timers),
+        ..shown
+    }
+}
+
+/// A page of the TCP connections, those in slots after `after`.
+///
+/// # Errors
+/// When `after` is no slot.
+pub(super) fn connections<T: Transport>(
+    host: &Host<T>,
+    now: Instant,
+    after: Option<&str>,
+) -> Result<Conns> {
+    let from = match after {
+        None => 0,
+        Some(slot) => slot.parse::<u32>().context("\"after\" is a slot")?.saturating_add(1),
+    };
+    let mut page = host.transport().connections_from(from, PAGE + 1);
+    let more = page.len() > PAGE;
+    page.truncate(PAGE);
+    let connections = page.into_iter().map(|report| Conn {
+        slot: report.conn.index,
+        local: report.local.to_string(),
+        remote: report.remote.to_string(),
+        stage: report.stage.to_string(),
+        since_ms: ms(now - report.since),
+        send_queue: report.send_queue,
+        recv_queue: report.recv_queue,
+        retransmits: report.retransmits,
+        timers: timers(now, &report.timers),
+    });
+    let connections: Vec<_> = connections.collect();
+    let next = connections.last().filter(|_| more).map(|last| last.slot.to_string());
+    Ok(Conns { v: V, ok: true, connections, next })
+}
+
+/// Counters and latenesses.
+pub(super) fn figures<T: Transport>(held: &Held, host: &Host<T>) -> Value {
+    let f = host.figures();
+    let quantile = |q| held.turn_us.value_at_quantile(q);
+    json!({
+        "controllers": held.ctrls.len(),
+        "attempts": f.attempts,
+        "keep_alives": f.keep_alives,
+        "keep_alives_lost": f.keep_alives_lost,
+        "keep_alive_late_max_us": f.keep_alive_late_max.as_micros() as u64,
+        "deadlines": f.deadlines,
+        "deadlines_early": f.deadlines_early,
+        "deadline_late_max_us": f.deadline_late_max.as_micros() as u64,
+        "work_per_turn_max": {
+            "events": f.events_per_turn_max,
+            "deadlines": f.deadlines_per_turn_max,
+        },
+        "turns": held.turn_us.len(),
+        "turn_us": {
+            "p50": quantile(0.5),
+            "p99": quantile(0.99),
+            "p999": quantile(0.999),
+            "max": held.turn_us.max(),
+        },
+    })
+}
+
+fn timers(now: Instant, armed: &[(&'static str, Instant)]) -> Vec<Timer> {
+    let timer = |&(name, at): &(&str, _)| Timer { name: name.to_owned(), left_ms: left(now, at) };
+    armed.iter().map(timer).collect()
+}
+
+/// Milliseconds, to the microsecond.
+pub(super) fn ms(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1e3
+}
+
+/// Milliseconds until `at`, below zero when it is past.
+fn left(now: Instant, at: Instant) -> f64 {
+    if at >= now { ms(at - now) } else { -ms(now - at) }
+}
