@@ -13,6 +13,7 @@ use moorline_stack::link::fault::{Faults, Faulty};
 use moorline_stack::link::xdp::XdpLink;
 use moorline_stack::tcp::{Tcp, TcpConfig};
 use moorline_stack::{Instant, Link, Transport, route};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::cli::{Cidr, LaneArgs, TcpChecksum, XdpMode};
 use crate::perf::report::TransportKind;
@@ -149,6 +150,9 @@ pub fn kernel_has(addr: IpAddr) -> bool {
 }
 
 fn on_kernel<J: Job>(job: J) -> Result<J::Out> {
+    // A descriptor for each connection: as many as we are allowed to ask for.
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }); // or as it is
     let sockets = KernelSockets::new(KERNEL_CONNS_MAX).context("opening kernel sockets")?;
     job.run(sockets, Path::default())
 }

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use moorline_nvme::bdev::{Bdev, File, FileOptions, Null, Ram};
 use moorline_nvme::target::{Subsystem, Target, TargetConfig, TargetStats};
+use moorline_stack::transport::{ConnOptions, ListenOptions};
 use moorline_stack::{Instant, Transport};
 use serde_json::json;
 
@@ -28,6 +29,12 @@ const PORT: u16 = 4420;
 const DISCOVERY_PORT: u16 = 8009;
 /// Largest queue that a host may ask for, 0's based: more than anybody's queue depth.
 const MQES: u16 = 255;
+/// Half-open connections of a listener, and connections of one host that are not through Connect.
+const HALF_OPEN_MAX: usize = 1024;
+/// The least that an SQE, an admin command's data and their headers fit in, and the most that
+/// TCP's window tells.
+const TCP_BUFFER_MIN: usize = 16 << 10;
+const TCP_BUFFER_MAX: usize = 16 << 20;
 /// How long to spin after the last work, and how long to sleep at most.
 const SPIN: Duration = Duration::from_micros(50);
 const TICK: Duration = Duration::from_millis(100);
@@ -55,6 +62,18 @@ pub struct TargetArgs {
     /// Alive while there is traffic.
     #[arg(long)]
     pub tbkas: bool,
+    /// Controllers at once, over all hosts; each has an admin queue and its I/O queues.
+    #[arg(long, value_name = "N", default_value_t = 1024,
+          value_parser = clap::value_parser!(u16).range(1..=0x7FFF))]
+    pub max_controllers: u16,
+    /// Connections at once: one for each queue, admin queues among them. An I/O connection costs
+    /// 64 KiB of tables, and up to twice --tcp-buffer, page by page as it is used.
+    #[arg(long, value_name = "N", default_value_t = 4096,
+          value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub max_connections: u32,
+    /// TCP send buffer of a connection, and its receive buffer (xdp).
+    #[arg(long, value_name = "BYTES", default_value = "256k")]
+    pub tcp_buffer: Bytes,
     /// Admit only this host NQN; repeatable [default: all].
     #[arg(long, value_name = "HOSTNQN")]
     pub allow: Vec<String>,
@@ -210,6 +229,26 @@ fn memory_bytes() -> u64 {
         .map_or(u64::MAX, |kib| kib << 10)
 }
 
+/// The target's limits. A host that has lost all its controllers comes back with all at once, so
+/// one host may have nearly as many connections on their way as there may be in all.
+fn config(args: &TargetArgs) -> Result<TargetConfig> {
+    let buffer = usize::try_from(args.tcp_buffer.0).context("--tcp-buffer")?;
+    ensure!((TCP_BUFFER_MIN..=TCP_BUFFER_MAX).contains(&buffer), "--tcp-buffer: 16k to 16M");
+    let conns_max = args.max_connections as usize;
+    let default = TargetConfig::default();
+    let conn = ConnOptions { rx_buffer: buffer, tx_buffer: buffer, ..default.listen.conn };
+    let half_open_max = conns_max.min(HALF_OPEN_MAX);
+    Ok(TargetConfig {
+        mqes: MQES,
+        tbkas: args.tbkas,
+        controllers_max: args.max_controllers.into(),
+        conns_max,
+        unauthenticated_per_peer_max: conns_max.min(HALF_OPEN_MAX),
+        listen: ListenOptions { conn, half_open_max, open_max: conns_max, ..default.listen },
+        ..default
+    })
+}
+
 struct Serve<'a> {
     args: &'a TargetArgs,
     addrs: Vec<SocketAddr>,
@@ -221,8 +260,7 @@ impl Job for Serve<'_> {
     type Out = ();
 
     fn run<T: Transport>(self, transport: T, path: Path) -> Result<()> {
-        let config = TargetConfig { mqes: MQES, tbkas: self.args.tbkas, ..TargetConfig::default() };
-        let mut target = Target::new(transport, config);
+        let mut target = Target::new(transport, config(self.args)?);
         target.add_subsystem(self.subsystem)?;
         for addr in &self.addrs {
             target.listen(Instant::monotonic(), *addr)?;
