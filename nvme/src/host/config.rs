@@ -73,6 +73,40 @@ impl Default for Reconnect {
     }
 }
 
+/// What becomes of the I/O of a controller that was lost and is tried again: it stays with the
+/// host, and is issued again when the controller is live; meanwhile new I/O is taken, as much as
+/// the queues hold. Without [`CtrlConfig::reconnect`] there is nothing to wait for: it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requeue {
+    /// Since the outage began: then all of it ends with Host Pathing Error, and new I/O does so
+    /// at once, until the controller is live.
+    pub fast_io_fail: Duration,
+    /// How long writes wait that may still be executed by the old path.
+    pub quiesce: Quiesce,
+}
+
+impl Default for Requeue {
+    fn default() -> Self {
+        Self { fast_io_fail: Duration::from_secs(20), quiesce: Quiesce::Auto }
+    }
+}
+
+/// How long a write (Write Zeroes, Deallocate) that was on the wire of a path waits before it is
+/// issued again, when that path fell silent: the controller may still execute it. A path that the
+/// controller ended (RST, FIN, TermReq) needs no wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quiesce {
+    /// By when the controller has stopped: 2 · KATO (3 · KATO with TBKAS) and CQT since the loss
+    /// was noticed (NVMe Base 2.1, "Communication Loss Handling"). With KATO 0 no bound is
+    /// known, and such writes wait for `fast_io_fail`, to end.
+    #[default]
+    Auto,
+    /// So long, whatever the controller says.
+    For(Duration),
+    /// Not at all: a write may then be executed once more after others that follow it.
+    Off,
+}
+
 /// How a controller is to be reached and used.
 #[derive(Clone, Debug)]
 pub struct CtrlConfig {
@@ -102,6 +136,8 @@ pub struct CtrlConfig {
     pub conn: ConnOptions,
     /// Whether and how it is tried again; `None`: it fails once, for good.
     pub reconnect: Option<Reconnect>,
+    /// Whether its I/O outlives the loss of its path; `None`: it ends with Host Pathing Error.
+    pub requeue: Option<Requeue>,
 }
 
 impl CtrlConfig {
@@ -122,6 +158,7 @@ impl CtrlConfig {
             timeouts: Timeouts::default(),
             conn: ConnOptions::default(),
             reconnect: None,
+            requeue: None,
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{CtrlConfig, Reconnect};
+use super::{CtrlConfig, Quiesce, Reconnect, Requeue};
 
 /// No timeout is shorter: a turn may take as long.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -71,7 +71,8 @@ impl CtrlConfig {
         self.lint_ranges()?;
         self.lint_connect()?;
         self.lint_path()?;
-        self.reconnect.iter().try_for_each(|reconnect| self.lint_reconnect(reconnect))
+        self.reconnect.iter().try_for_each(|reconnect| self.lint_reconnect(reconnect))?;
+        self.requeue.iter().try_for_each(|requeue| self.lint_requeue(requeue))
     }
 
     /// Gives the whole connect `total`, and no stage of it more than that.
@@ -154,6 +155,32 @@ impl CtrlConfig {
         let probe_interval = ("reconnect probe_interval", reconnect.probe_interval);
         at_least(probe_interval, PROBE_MIN, "an address that is down is not to be flooded")?;
         at_most(probe_interval, LONGEST, "a wait so long is none")
+    }
+
+    /// I/O waits for a reconnection at least, and not for a controller that is given up; a write
+    /// that waits for its old path to be quiet is issued before it would fail. KATO is what is
+    /// asked for: of a controller that has another, some writes fail instead.
+    fn lint_requeue(&self, requeue: &Requeue) -> Result<(), LintError> {
+        let fast_io_fail = ("requeue fast_io_fail", requeue.fast_io_fail);
+        at_least(fast_io_fail, SHORTEST, "I/O that waits for nothing is not requeued")?;
+        at_most(fast_io_fail, LONGEST, "a wait so long is none")?;
+        if let Some(reconnect) = &self.reconnect {
+            let delay_max = ("reconnect delay_max", reconnect.delay_max);
+            exceeds_not(delay_max, fast_io_fail, "I/O would fail before the next attempt")?;
+            if let Some(ctrl_loss) = reconnect.ctrl_loss {
+                let why = "all I/O ends when the controller is lost for good";
+                exceeds_not(fast_io_fail, ("reconnect ctrl_loss", ctrl_loss), why)?;
+            }
+        }
+        let (quiesce, why) = match requeue.quiesce {
+            Quiesce::Auto => {
+                (2 * self.kato, "writes of a silent path wait for 2 keep alive timeouts")
+            }
+            Quiesce::For(time) => (time, "writes of a silent path wait for quiesce"),
+            Quiesce::Off => return Ok(()),
+        };
+        at_most(("requeue quiesce", quiesce), LONGEST, "a wait so long is none")?;
+        at_least(fast_io_fail, quiesce + SHORTEST, why)
     }
 }
 
@@ -259,5 +286,39 @@ mod tests {
         assert!(probe.starts_with("reconnect probe_timeout of 3.001s exceeds connect timeout"));
         let flood = reconnect(|r| r.probe_interval = ms(9));
         assert!(flood.starts_with("reconnect probe_interval of 9ms is below 10ms"), "{flood}");
+    }
+
+    #[test]
+    fn io_waits_for_reconnections_but_not_for_a_controller_that_is_given_up() {
+        let requeue = |change: fn(&mut CtrlConfig, &mut Requeue)| {
+            told(|config| {
+                config.reconnect = Some(Reconnect::default());
+                let mut requeue = Requeue::default();
+                change(config, &mut requeue);
+                config.requeue = Some(requeue);
+            })
+        };
+        assert_eq!(requeue(|_, _| {}), "fine");
+        assert_eq!(requeue(|config, _| config.reconnect = None), "fine");
+        let short = requeue(|_, r| r.fast_io_fail = ms(1999));
+        let expected = "reconnect delay_max of 2s exceeds requeue fast_io_fail of 1.999s";
+        assert!(short.starts_with(expected), "{short}");
+        let long = requeue(|_, r| r.fast_io_fail = ms(600_001));
+        let expected = "requeue fast_io_fail of 600.001s exceeds reconnect ctrl_loss of 600s";
+        assert!(long.starts_with(expected), "{long}");
+        let kato = requeue(|config, _| config.kato = ms(10_000));
+        let expected = "requeue fast_io_fail of 20s is below 20.001s: writes of a silent path wait \
+                        for 2 keep alive timeouts";
+        assert_eq!(kato, expected);
+        let quiesce = requeue(|_, r| r.quiesce = Quiesce::For(ms(20_000)));
+        let expected = "requeue fast_io_fail of 20s is below 20.001s: writes of a silent path wait \
+                        for quiesce";
+        assert_eq!(quiesce, expected);
+        assert_eq!(requeue(|_, r| r.quiesce = Quiesce::For(ms(19_999))), "fine");
+        let off = |config: &mut CtrlConfig, r: &mut Requeue| {
+            config.kato = ms(60_000);
+            r.quiesce = Quiesce::Off;
+        };
+        assert_eq!(requeue(off), "fine");
     }
 }

@@ -33,7 +33,7 @@ mod table;
 mod tests;
 mod work;
 
-pub use config::{CtrlConfig, HostIdentity, HostLimits, Reconnect, Timeouts};
+pub use config::{CtrlConfig, HostIdentity, HostLimits, Quiesce, Reconnect, Requeue, Timeouts};
 pub use driver::Host;
 pub use failure::{Cause, Failure, Stage};
 pub use info::{Info, NamespaceInfo};

@@ -77,6 +77,10 @@ pub struct CtrlStatus {
     pub reach: Reach,
     /// When it is tried again; `None` while it is not waiting, or while it waits for its address.
     pub next_attempt: Option<Instant>,
+    /// I/O that stays with the host ([`super::Requeue`]): its path was lost, or is.
+    pub waiting: usize,
+    /// Of these, writes that the old path may still execute.
+    pub quiescing: usize,
 }
 
 /// Counters of a host since it was made.
@@ -155,6 +159,8 @@ impl<T: Transport> Host<T> {
             timers,
             reach,
             next_attempt,
+            waiting: 0,
+            quiescing: 0,
         }
     }
 
