@@ -34,19 +34,79 @@ pub struct Scenario {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Timeline {
-    /// Ways in which the targets go.
-    pub faults: Vec<Fault>,
+    /// Ways in which the targets go, in order.
+    pub faults: Vec<Step>,
     /// Times that each comes.
     pub cycles: u32,
     /// Load alone before the first fault.
     #[serde(deserialize_with = "duration")]
     pub before: Duration,
-    /// From a fault to its end.
+    /// From a fault to its end, where that fault does not say otherwise.
     #[serde(deserialize_with = "duration")]
     pub away: Duration,
     /// From the end of a fault to the next one: time to recover.
     #[serde(deserialize_with = "duration")]
     pub back: Duration,
+}
+
+/// A fault on the time line: `"exit"`, or `{ fault = "freeze", away = "1s", loses = "all" }`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(from = "Written")]
+pub struct Step {
+    /// How targets go.
+    pub fault: Fault,
+    /// For how long, where not for as long as the time line says.
+    pub away: Option<Duration>,
+    /// Who must be lost by it; where nothing is said, it is not checked.
+    pub loses: Option<Loses>,
+    /// The same with kernel sockets: a stopped process's kernel still acknowledges.
+    pub loses_on_kernel: Option<Loses>,
+}
+
+/// Which dead controllers an outage must lose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loses {
+    /// Each of them.
+    All,
+    /// None.
+    None,
+}
+
+/// A step as it is written.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "want a fault's name, or a table of fault, away, loses")]
+enum Written {
+    Name(Fault),
+    Table(Table),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    fault: Fault,
+    #[serde(default, deserialize_with = "some_duration")]
+    away: Option<Duration>,
+    loses: Option<Loses>,
+    loses_on_kernel: Option<Loses>,
+}
+
+impl From<Written> for Step {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Name(fault) => Self::of(fault),
+            Written::Table(Table { fault, away, loses, loses_on_kernel }) => {
+                Self { fault, away, loses, loses_on_kernel: loses_on_kernel.or(loses) }
+            }
+        }
+    }
+}
+
+impl Step {
+    /// A fault and nothing more said.
+    pub const fn of(fault: Fault) -> Self {
+        Self { fault, away: None, loses: None, loses_on_kernel: None }
+    }
 }
 
 /// A way in which targets go.
@@ -122,6 +182,10 @@ fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     parse_duration(&text).map_err(serde::de::Error::custom)
 }
 
+fn some_duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    duration(from).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,5 +207,22 @@ mod tests {
     fn a_misspelt_key_is_refused() {
         let error = Scenario::parse("name = \"x\"\ndaed = 7\n").unwrap_err();
         assert!(format!("{error:#}").contains("daed"), "{error:#}");
+    }
+
+    #[test]
+    fn a_fault_is_a_name_or_a_table_and_nothing_else() {
+        let step = |text: &str| {
+            #[derive(Debug, Deserialize)]
+            struct One {
+                step: Step,
+            }
+            toml::from_str::<One>(text).map(|one| one.step)
+        };
+        assert_eq!(step("step = \"flap\"").unwrap().fault, Fault::Flap);
+        let table = "step = { fault = \"freeze\", away = \"250ms\", loses = \"none\" }";
+        let table = step(table).unwrap();
+        assert_eq!(table.away, Some(Duration::from_millis(250)));
+        assert_eq!((table.loses, table.loses_on_kernel), (Some(Loses::None), Some(Loses::None)));
+        assert!(step("step = { fault = \"freeze\", awya = \"1s\" }").is_err());
     }
 }

@@ -8,7 +8,7 @@ mod run;
 
 use std::time::Duration;
 
-pub use file::{Fault, Scenario};
+pub use file::{Fault, Loses, Scenario, Step};
 pub use run::{Options, run};
 
 /// How often the host tells how its load went.

@@ -32,6 +32,24 @@ pub struct Outage {
     pub at: [u64; 3],
     /// Per controller: whether it was lost, and when it became live last after that.
     pub ctrls: Vec<(bool, Option<u64>)>,
+    /// Who had to be lost.
+    pub loses: Option<super::Loses>,
+}
+
+impl Outage {
+    /// Controllers that were lost.
+    fn lost(&self) -> usize {
+        self.ctrls.iter().filter(|(lost, _)| *lost).count()
+    }
+
+    /// Whether it lost those that it had to.
+    fn as_said(&self) -> bool {
+        match self.loses {
+            None => true,
+            Some(super::Loses::All) => self.lost() == self.ctrls.len(),
+            Some(super::Loses::None) => self.lost() == 0,
+        }
+    }
 }
 
 /// All that was seen in a run at one depth.
@@ -163,7 +181,8 @@ impl Seen {
             "fault": outage.fault.name(),
             "at_us": outage.at[0].saturating_sub(self.started),
             "dead_us": outage.at[1] - outage.at[0],
-            "lost": outage.ctrls.iter().filter(|(lost, _)| *lost).count(),
+            "lost": outage.lost(),
+            "as_said": outage.as_said(),
             "recovered_ms_max": worst as f64 / 1e3,
         })
     }
@@ -200,6 +219,11 @@ fn checks(scenario: &Scenario, report: &Value) -> Vec<Value> {
         most("deadlines early", 0, &dead["deadline_early"]),
         most("dead controllers not live again", 0, &dead["unrecovered"]),
     ];
+    let outages = || report["outages"].as_array().into_iter().flatten();
+    if scenario.timeline.faults.iter().any(|step| step.loses.is_some()) {
+        let not = outages().filter(|outage| outage["as_said"] == false).count();
+        checks.push(most("outages that lost others than they had to", 0, &not.into()));
+    }
     let expect = &scenario.expect;
     if let Some(limit) = expect.max_gap_less_run_delay_us {
         let seen = &healthy["max_gap_less_run_delay_us"];
@@ -267,7 +291,7 @@ pub fn table(report: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenario::Fault;
+    use crate::scenario::{Fault, Loses};
 
     /// A run of ten seconds, 100 I/Os a tick, with one outage from second 2 to second 6.
     fn seen(ctrls: Vec<(bool, Option<u64>)>) -> Seen {
@@ -276,7 +300,7 @@ mod tests {
         Seen {
             depth: 1,
             ticks: (1..=40).map(tick).collect(),
-            outages: vec![Outage { fault: Fault::Exit, at, ctrls }],
+            outages: vec![Outage { fault: Fault::Exit, at, ctrls, loses: None }],
             end: json!({ "ios": 4000, "errors": 0, "losses": 0, "deadlines_early": 0 }),
             started: 0,
             ..Seen::default()
@@ -322,5 +346,16 @@ mod tests {
         short.outages[0].at = [2_000_000, 12_000_000, 14_000_000];
         let report = short.report(&scenario(), TransportKind::Xdp);
         assert_eq!(report["pass"], false);
+    }
+
+    #[test]
+    fn an_outage_that_lost_others_than_it_had_to_is_a_failed_check() {
+        let mut scenario = scenario();
+        scenario.timeline.faults[0].loses = Some(Loses::All);
+        for (lost, pass) in [(true, true), (false, false)] {
+            let mut seen = seen(vec![(true, Some(6_100_000)), (lost, Some(6_100_000))]);
+            seen.outages[0].loses = Some(Loses::All);
+            assert_eq!(seen.report(&scenario, TransportKind::Xdp)["pass"], pass);
+        }
     }
 }

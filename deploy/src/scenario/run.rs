@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::outcome::{Outage, Seen, Tick, table};
 use super::process::Process;
-use super::{Fault, Scenario};
+use super::{Fault, Scenario, Step};
 use crate::exit::Exit;
 use crate::out;
 use crate::perf::measure::cpus;
@@ -89,6 +89,7 @@ fn adapted(scenario: &Scenario, options: &Options) -> Scenario {
     }
     if let Some(away) = options.away {
         scenario.timeline.away = away;
+        scenario.timeline.faults.iter_mut().for_each(|step| step.away = None);
     }
     if let Some(cycles) = options.cycles {
         scenario.timeline.cycles = cycles;
@@ -148,11 +149,11 @@ impl<'a> Runner<'a> {
         self.seen.started = now_us();
         self.watch(timeline.before, stop)?;
         for _ in 0..timeline.cycles {
-            for &fault in &timeline.faults {
+            for &step in &timeline.faults {
                 if stop.requested() {
                     break;
                 }
-                self.outage(fault, stop)?;
+                self.outage(step, stop)?;
             }
         }
         self.host.signal(Signal::TERM);
@@ -167,12 +168,13 @@ impl<'a> Runner<'a> {
     }
 
     /// One fault, its end, and the time to recover.
-    fn outage(&mut self, fault: Fault, stop: &Stop) -> Result<()> {
+    fn outage(&mut self, step: Step, stop: &Stop) -> Result<()> {
         let timeline = &self.scenario.timeline;
+        let (fault, away) = (step.fault, step.away.unwrap_or(timeline.away));
         let begun = now_us();
         self.begin(fault)?;
         if fault == Fault::Flap {
-            let until = Instant::monotonic() + timeline.away;
+            let until = Instant::monotonic() + away;
             while Instant::monotonic() < until && !stop.requested() {
                 for up in [false, true] {
                     self.star.link(1, up)?;
@@ -180,7 +182,7 @@ impl<'a> Runner<'a> {
                 }
             }
         } else {
-            self.watch(timeline.away, stop)?;
+            self.watch(away, stop)?;
         }
         let listening = self.finish(fault)?;
         self.watch(timeline.back, stop)?;
@@ -190,7 +192,12 @@ impl<'a> Runner<'a> {
             (lost, (lost && live).then_some(since))
         };
         let ctrls = self.states.iter().map(of).collect();
-        self.seen.outages.push(Outage { fault, at: [begun, listening, now_us()], ctrls });
+        let loses = match self.transport {
+            TransportKind::Xdp => step.loses,
+            TransportKind::Kernel => step.loses_on_kernel,
+        };
+        let at = [begun, listening, now_us()];
+        self.seen.outages.push(Outage { fault, at, ctrls, loses });
         Ok(())
     }
 
