@@ -399,12 +399,28 @@ impl Transport for KernelSockets {
         local: SocketAddr,
         options: &ListenOptions,
     ) -> io::Result<()> {
+        let closed = |listener: &Listener| listener.is_closed && listener.local == local;
+        if let Some(at) = self.listeners.iter().position(closed) {
+            self.listeners[at].reopen(options)?;
+            let data = epoll::EventData::new_u64(LISTENER | at as u64);
+            epoll::add(&self.epoll, &self.listeners[at].fd, data, epoll::EventFlags::IN)?;
+            return Ok(());
+        }
         let listener = Listener::open(local, options)?;
         let data = epoll::EventData::new_u64(LISTENER | self.listeners.len() as u64);
         epoll::add(&self.epoll, &listener.fd, data, epoll::EventFlags::IN)?;
         self.stats.syscalls += 6;
         self.listeners.push(listener);
         Ok(())
+    }
+
+    fn unlisten(&mut self, local: SocketAddr) -> io::Result<()> {
+        let mut open = self.listeners.iter_mut().filter(|listener| !listener.is_closed);
+        let listener = open.find(|listener| listener.local == local);
+        let listener = listener.ok_or(io::ErrorKind::NotFound)?;
+        // A closed socket is told as hung up again and again: it is not watched.
+        epoll::delete(&self.epoll, &listener.fd)?;
+        listener.close()
     }
 
     fn turn(&mut self, now: Instant) {
@@ -721,6 +737,26 @@ mod tests {
         world.client.connect(now(), closed, &ConnOptions::default()).unwrap();
         assert_eq!(world.closed(0), (Cause::Reset, Stage::SynSent));
         assert_eq!(world.client.conns(), 0);
+    }
+
+    #[test]
+    fn a_port_that_is_closed_refuses_until_it_is_listened_on_again() {
+        let (mut world, _) = World::new("127.0.0.1", &ListenOptions::default());
+        // A port that the kernel chose is not kept.
+        let to = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        world.server.listen(now(), to, &ListenOptions::default()).unwrap();
+        world.connected(to);
+        world.server.unlisten(to).unwrap();
+        assert!(world.server.unlisten(to).is_err());
+        world.client.connect(now(), to, &ConnOptions::default()).unwrap();
+        assert_eq!(world.closed(0), (Cause::Reset, Stage::SynSent));
+        let before = world.server.stats().syscalls;
+        world.server.wait(Some(now() + Duration::from_millis(20)), &[]).unwrap();
+        assert!(world.server.stats().syscalls - before < 3, "and nothing is told of it");
+        assert_eq!(world.server.conns(), 1, "those that are open stay");
+        world.server.listen(now(), to, &ListenOptions::default()).unwrap();
+        world.events[0].clear();
+        world.connected(to);
     }
 
     #[test]

@@ -123,6 +123,10 @@ impl Transport for Pipe {
         self.net.borrow_mut().listen(self.end, local, options)
     }
 
+    fn unlisten(&mut self, local: SocketAddr) -> io::Result<()> {
+        self.net.borrow_mut().unlisten(self.end, local)
+    }
+
     fn turn(&mut self, now: Instant) {
         self.net.borrow_mut().turn(now, self.end);
     }
@@ -397,6 +401,21 @@ mod tests {
         world.settle();
         assert_eq!(world.ends[1].conns(), 2);
         assert_eq!(closed(&world.events[0]), (Cause::Reset, Stage::SynSent));
+    }
+
+    #[test]
+    fn a_port_that_is_closed_refuses_until_it_is_listened_on_again() {
+        let mut world = World::new(0, PipeOptions::default());
+        world.connected();
+        world.ends[1].unlisten(address()).unwrap();
+        assert!(world.ends[1].unlisten(address()).is_err());
+        world.ends[0].connect(world.now, address(), &ConnOptions::default()).unwrap();
+        world.settle();
+        assert_eq!(closed(&world.events[0]), (Cause::Reset, Stage::SynSent));
+        assert_eq!(world.ends[1].conns(), 1);
+        world.events[0].clear();
+        world.connected();
+        assert_eq!(world.ends[1].conns(), 2);
     }
 
     #[test]

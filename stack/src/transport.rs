@@ -225,6 +225,16 @@ pub trait Transport {
         options: &ListenOptions,
     ) -> io::Result<()>;
 
+    /// Accepts no more connections to `local`, an address that was listened on: they are refused,
+    /// until it is listened on again. Those that are open stay.
+    ///
+    /// # Errors
+    /// `NotFound` when nobody listens there, `Unsupported`, or the kernel's.
+    fn unlisten(&mut self, local: SocketAddr) -> io::Result<()> {
+        let _ = local;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Takes in, within its budget, what has arrived and what is due.
     fn turn(&mut self, now: Instant);
 

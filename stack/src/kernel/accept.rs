@@ -81,7 +81,8 @@ impl KernelSockets {
     }
 
     fn watch_listeners(&mut self, flags: epoll::EventFlags) {
-        for (at, listener) in self.listeners.iter().enumerate() {
+        let open = self.listeners.iter().enumerate().filter(|(_, listener)| !listener.is_closed);
+        for (at, listener) in open {
             let data = epoll::EventData::new_u64(LISTENER | at as u64);
             epoll::modify(&self.epoll, &listener.fd, data, flags)
                 .expect("it was added, and stays so until the engine goes");

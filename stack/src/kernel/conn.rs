@@ -188,6 +188,8 @@ pub(super) struct Listener {
     pub options: ListenOptions,
     /// Its connections that are open.
     pub open: usize,
+    /// Nobody listens any more; its connections still count here.
+    pub is_closed: bool,
 }
 
 impl Listener {
@@ -200,7 +202,23 @@ impl Listener {
         bind(&fd, &local)?;
         listen(&fd, i32::try_from(options.half_open_max).unwrap_or(i32::MAX))?;
         let local = SocketAddr::try_from(getsockname(&fd)?)?;
-        Ok(Self { fd, local, options: options.clone(), open: 0 })
+        Ok(Self { fd, local, options: options.clone(), open: 0, is_closed: false })
+    }
+
+    /// Ends listening; the socket keeps its port, if that was asked for by number. Who asks for it
+    /// is refused.
+    pub fn close(&mut self) -> io::Result<()> {
+        shutdown(&self.fd, Shutdown::Read)?; // Linux: a listener becomes a closed socket
+        self.is_closed = true;
+        Ok(())
+    }
+
+    /// Listens again.
+    pub fn reopen(&mut self, options: &ListenOptions) -> io::Result<()> {
+        listen(&self.fd, i32::try_from(options.half_open_max).unwrap_or(i32::MAX))?;
+        (self.options, self.is_closed) = (options.clone(), false);
+        self.local = SocketAddr::try_from(getsockname(&self.fd)?)?;
+        Ok(())
     }
 }
 

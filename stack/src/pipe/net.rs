@@ -29,12 +29,19 @@ pub(super) struct Net {
 #[derive(Debug, Default)]
 struct End {
     slots: Vec<Slot>,
-    listeners: Vec<(SocketAddr, ListenOptions)>,
+    listeners: Vec<Listener>,
     events: VecDeque<Event>,
     connects: u32,
     /// Of its last turn.
     now: Instant,
     stats: TransportStats,
+}
+
+#[derive(Debug)]
+struct Listener {
+    local: SocketAddr,
+    options: ListenOptions,
+    is_closed: bool,
 }
 
 /// A place in an end's table of connections.
@@ -176,10 +183,22 @@ impl Net {
         options: &ListenOptions,
     ) -> io::Result<()> {
         let listeners = &mut self.ends[end].listeners;
-        if listeners.iter().any(|&(taken, _)| taken == local) {
-            return Err(io::ErrorKind::AddrInUse.into());
+        match listeners.iter_mut().find(|listener| listener.local == local) {
+            Some(listener) if listener.is_closed => listener.is_closed = false,
+            Some(_) => return Err(io::ErrorKind::AddrInUse.into()),
+            None => {
+                let options = options.clone();
+                listeners.push(Listener { local, options, is_closed: false });
+            }
         }
-        listeners.push((local, options.clone()));
+        Ok(())
+    }
+
+    pub fn unlisten(&mut self, end: usize, local: SocketAddr) -> io::Result<()> {
+        let mut open = self.ends[end].listeners.iter_mut().filter(|listener| !listener.is_closed);
+        let listener = open.find(|listener| listener.local == local);
+        // It keeps its place: what arrives names it.
+        listener.ok_or(io::ErrorKind::NotFound)?.is_closed = true;
         Ok(())
     }
 
@@ -200,8 +219,9 @@ impl Net {
         let peer = SocketAddr::new(ip, port as u16);
         let there = now + self.options.delay;
         let back = there + self.options.delay;
-        let matches = |&(local, _): &(SocketAddr, ListenOptions)| {
-            local == remote || local.ip().is_unspecified() && local.port() == remote.port()
+        let matches = |&Listener { local, is_closed, .. }: &Listener| {
+            let any = local.ip().is_unspecified() && local.port() == remote.port();
+            !is_closed && (local == remote || any)
         };
         let listener = self.ends[1 - end].listeners.iter().position(matches);
         let refused = listener.is_none();
@@ -209,7 +229,7 @@ impl Net {
         let other = match listener {
             Some(listener) => {
                 let state = State::Arriving { at: there, local: remote, peer, listener };
-                Side::new(state, now, &self.ends[1 - end].listeners[listener].1.conn)
+                Side::new(state, now, &self.ends[1 - end].listeners[listener].options.conn)
             }
             None => Side::new(State::Gone, now, options),
         };
@@ -472,7 +492,7 @@ impl Net {
         listener: usize,
     ) {
         let open = self.conns_of(end);
-        let listen = &self.ends[end].listeners[listener].1;
+        let listen = &self.ends[end].listeners[listener].options;
         let full = open >= listen.open_max.min(self.options.conns_max);
         let Some(conn) = &mut self.conns[number] else { return };
         if full || conn.sides[1 - end].state == State::Gone {

@@ -22,6 +22,8 @@ pub(super) struct Listener {
     /// Connections made through it, half-open ones included.
     pub open: usize,
     pub half_open: usize,
+    /// Nobody listens any more; its connections still count here.
+    pub is_closed: bool,
 }
 
 impl Listener {
@@ -32,7 +34,8 @@ impl Listener {
     }
 
     fn takes(&self, local: SocketAddr) -> bool {
-        self.local.port() == local.port()
+        !self.is_closed
+            && self.local.port() == local.port()
             && self.local.is_ipv4() == local.is_ipv4()
             && (self.local.ip() == local.ip() || self.local.ip().is_unspecified())
     }
@@ -43,11 +46,25 @@ impl Engine {
         if local.port() == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "cannot listen on port 0"));
         }
-        if self.listeners.iter().any(|listener| listener.local == local) {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
         let options = options.clone();
-        self.listeners.push(Listener { local, options, open: 0, half_open: 0 });
+        match self.listeners.iter_mut().find(|listener| listener.local == local) {
+            Some(listener) if listener.is_closed => {
+                (listener.options, listener.is_closed) = (options, false);
+            }
+            Some(_) => return Err(io::ErrorKind::AddrInUse.into()),
+            None => {
+                let (open, half_open, is_closed) = (0, 0, false);
+                self.listeners.push(Listener { local, options, open, half_open, is_closed });
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses from now on who asks for `local`.
+    pub(super) fn unlisten(&mut self, local: SocketAddr) -> io::Result<()> {
+        let mut open = self.listeners.iter_mut().filter(|listener| !listener.is_closed);
+        let listener = open.find(|listener| listener.local == local);
+        listener.ok_or(io::ErrorKind::NotFound)?.is_closed = true;
         Ok(())
     }
 

@@ -284,6 +284,10 @@ impl<L: Link> Transport for Tcp<L> {
         self.engine.listen(local, options)
     }
 
+    fn unlisten(&mut self, local: SocketAddr) -> io::Result<()> {
+        self.engine.unlisten(local)
+    }
+
     fn turn(&mut self, now: Instant) {
         self.now = now;
         let Self { link, lane, engine, drops, .. } = self;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use moorline_stack::link::LinkTx;
+use moorline_stack::link::fault::Faults;
 use moorline_stack::link::sim::WireOptions;
 use moorline_stack::transport::{Cause, ConnOptions, ListenOptions};
 use moorline_stack::{Event, Link, Transport};
@@ -106,6 +107,50 @@ fn more_than_open_max_are_refused() {
     let again = pair.connect(&small());
     pair.run(Duration::from_millis(10));
     assert!(pair.a.has(&Event::Connected(again)));
+}
+
+#[test]
+fn a_port_that_is_closed_refuses_until_it_is_listened_on_again() {
+    let mut pair = Pair::new(&PairOptions::default());
+    let (open, _) = pair.established(&ListenOptions::default(), &small());
+    let local = pair.target(PORT);
+    pair.b.tcp.unlisten(local).unwrap();
+    assert!(pair.b.tcp.unlisten(local).is_err());
+    let refused = pair.connect(&small());
+    pair.run(Duration::from_millis(10));
+    assert_eq!(pair.a.closed(refused).unwrap().1.cause, Cause::Reset);
+    assert!(pair.a.closed(open).is_none(), "those that are open stay");
+    pair.listen(&ListenOptions::default());
+    let again = pair.connect(&small());
+    pair.run(Duration::from_millis(10));
+    assert!(pair.a.has(&Event::Connected(again)));
+}
+
+#[test]
+fn a_neighbour_that_is_not_found_and_a_syn_that_is_swallowed_end_at_their_deadlines() {
+    let neighbour = Faults { no_neighbour: true, ..Faults::default() };
+    let swallow = Faults { swallow_syn: 1.0, port: Some(PORT), ..Faults::default() };
+    for (faults, cause, after) in [
+        (neighbour, Cause::NeighbourTimeout, Duration::from_millis(300)),
+        (swallow, Cause::ConnectTimeout, Duration::from_secs(1)),
+    ] {
+        let mut pair = Pair::new(&PairOptions { resolve: true, ..PairOptions::default() });
+        let handle = pair.b.tcp.link_mut().handle();
+        handle.add(1, 1, faults);
+        // Before its own address is announced.
+        pair.listen(&ListenOptions::default());
+        let start = pair.now;
+        let lost = pair.connect(&small());
+        pair.run(Duration::from_secs(2));
+        let (at, why) = pair.a.closed(lost).unwrap();
+        assert_eq!((why.cause, at - start >= after), (cause, true), "{why}");
+        assert!(at - start < after + Duration::from_millis(1), "{:?}", at - start);
+        assert!(handle.counts(1).total() > 2);
+        handle.remove(1);
+        let again = pair.connect(&small());
+        pair.run(Duration::from_millis(400));
+        assert!(pair.a.has(&Event::Connected(again)), "{:?}", pair.a.events);
+    }
 }
 
 #[test]
