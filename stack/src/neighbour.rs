@@ -8,6 +8,7 @@
 //! An address of ours is probed before use (RFC 5227 §2.1.1, RFC 4862 §5.4, at our own pace), then
 //! announced, and defended. Formats: [`super::wire`].
 
+mod learn;
 mod state;
 mod wire;
 
@@ -81,6 +82,9 @@ pub enum NeighbourEvent {
     Resolved(IpAddr, Mac),
     /// A neighbour did not answer.
     Failed(IpAddr),
+    /// A neighbour that we know of says by itself that it is there: it has just come, or moved.
+    /// `Resolved` comes before it where somebody waited, or the hardware address changed.
+    Announced(IpAddr),
     /// An address of ours may be used.
     AddressReady(IpAddr),
     /// Somebody else has an address of ours. While it was being probed: it is not used. Later: it
@@ -108,6 +112,10 @@ pub struct NeighbourStats {
     pub replies: u64,
     /// Resolutions without an answer.
     pub failures: u64,
+    /// Announcements of neighbours that we know of, and those that came too soon after another.
+    pub announcements: u64,
+    /// See `announcements`.
+    pub repeated: u64,
     /// Resolutions or learned neighbours refused because the table was full of busy ones.
     pub table_full: u64,
     /// Packets or events that did not fit into their queue.
@@ -144,7 +152,6 @@ pub struct Neighbours {
     stats: NeighbourStats,
 }
 
-const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 /// Packets that may wait, beside one per neighbour.
 const OUT_SPARE: usize = 64;
 
@@ -197,7 +204,8 @@ impl Neighbours {
         match self.find(ip) {
             Ok(at) => self.table[at].state = State::Static(mac),
             Err(at) => {
-                let entry = Entry { ip, state: State::Static(mac), since: Instant::ZERO };
+                let state = State::Static(mac);
+                let entry = Entry { ip, state, since: Instant::ZERO, heard: None };
                 self.table.insert(at, entry);
             }
         }
@@ -244,6 +252,12 @@ impl Neighbours {
         if self.conflicts(sender) || probe && self.is_probed(target) {
             let ip = if probe { target } else { sender };
             self.conflict(now, ip, mac);
+            return;
+        }
+        if sender == target {
+            if self.announced(now, sender, mac) {
+                self.rearm();
+            }
             return;
         }
         let for_us = self.is_ready(target);
@@ -294,7 +308,12 @@ impl Neighbours {
             }
             wire::Kind::Advertisement { overrides } => {
                 let known = self.find(target).ok().and_then(|at| self.table[at].state.mac());
-                if overrides || known.is_none_or(|known| known == mac) {
+                let news = overrides || known.is_none_or(|known| known == mac);
+                if news && datagram.dst.is_multicast() {
+                    if !self.announced(now, target, mac) {
+                        return true;
+                    }
+                } else if news {
                     self.learn(now, target, mac, false);
                 }
             }
@@ -302,6 +321,11 @@ impl Neighbours {
         }
         self.rearm();
         true
+    }
+
+    /// Whether [`Neighbours::poll_event`] has something to tell.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// The next thing to tell.
@@ -451,81 +475,8 @@ impl Neighbours {
     }
 }
 
-/// What was learned.
+/// What the others need.
 impl Neighbours {
-    /// `ip` is at `mac`. Unknown neighbours are added only if `create`: they talk to us.
-    fn learn(&mut self, now: Instant, ip: IpAddr, mac: Mac, create: bool) {
-        if !is_unicast(ip) {
-            return;
-        }
-        let until = now + self.options.reachable;
-        let Ok(at) = self.find(ip) else {
-            if create {
-                self.enter(now, ip, State::Reachable { mac, until, used: false });
-            }
-            return;
-        };
-        let entry = &mut self.table[at];
-        let used = match entry.state {
-            State::Static(_) => return,
-            State::Probing { .. } | State::Failed { .. } => {
-                self.tell(NeighbourEvent::Resolved(ip, mac));
-                true
-            }
-            State::Reachable { mac: old, used, .. } => {
-                if old != mac {
-                    self.tell(NeighbourEvent::Resolved(ip, mac));
-                }
-                used
-            }
-            State::Refreshing { mac: old, .. } | State::Stale { mac: old } => {
-                if old != mac {
-                    self.tell(NeighbourEvent::Resolved(ip, mac));
-                }
-                false
-            }
-        };
-        self.table[at].state = State::Reachable { mac, until, used };
-        self.table[at].since = now;
-    }
-
-    /// Puts a neighbour into `state`, in place of an idle one if the table is full.
-    fn enter(&mut self, now: Instant, ip: IpAddr, state: State) -> bool {
-        if let Ok(at) = self.find(ip) {
-            self.table[at].state = state;
-            self.table[at].since = now;
-            return true;
-        }
-        if self.table.len() >= self.options.table_max {
-            let idle = self.table.iter().enumerate().filter(|(_, entry)| entry.state.evictable());
-            let Some((oldest, _)) = idle.min_by_key(|(_, entry)| entry.since) else {
-                self.stats.table_full += 1;
-                return false;
-            };
-            self.table.remove(oldest);
-        }
-        let at = self.find(ip).unwrap_or_else(|at| at);
-        self.table.insert(at, Entry { ip, state, since: now });
-        true
-    }
-
-    fn conflict(&mut self, now: Instant, ip: IpAddr, mac: Mac) {
-        let Some(at) = self.own.iter().position(|own| own.ip == ip) else { return };
-        let own = &mut self.own[at];
-        if !own.ready() {
-            own.state = OwnState::Conflict;
-            self.tell(NeighbourEvent::AddressConflict(ip, mac));
-            self.wake_waiting(now);
-            self.handle_timeout_forced(now);
-            return;
-        }
-        if own.defended.is_none_or(|at| now.since(at) >= DEFEND_INTERVAL) {
-            own.defended = Some(now);
-            self.send(Out::Announce { ip });
-            self.tell(NeighbourEvent::AddressConflict(ip, mac));
-        }
-    }
-
     fn find(&self, ip: IpAddr) -> Result<usize, usize> {
         self.table.binary_search_by_key(&ip, |entry| entry.ip)
     }

@@ -89,6 +89,11 @@ impl Pipe {
         self.net.borrow_mut().reset(now, self.end, conn);
     }
 
+    /// Tells the other end that the node at `ip`, on this end, is there: no matter what is dark.
+    pub fn announce(&mut self, ip: IpAddr) {
+        self.net.borrow_mut().announce(1 - self.end, ip);
+    }
+
     /// Connections that this end holds.
     pub fn conns(&self) -> usize {
         self.net().conns_of(self.end)

@@ -10,7 +10,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -48,6 +48,10 @@ pub enum Event {
     PeerClosed(ConnId),
     /// The connection is gone, and its `ConnId` with it.
     Closed(ConnId, Why),
+    /// A node that was looked for before shows that it is there, by no connection: it announced
+    /// itself on our link. Nothing proves that the sender is who it says: a reason to try,
+    /// no more.
+    Reachable(IpAddr),
 }
 
 /// The stage in which a connection was, or is. A host's qpair has its own stages above these.

@@ -59,7 +59,10 @@ fn serve(tcp: &mut Tcp<XdpLink>, stop: &AtomicBool) {
                         .for_each(|(_, closed)| *closed = true);
                 }
                 Event::Closed(conn, _) => conns.retain(|&(id, _)| id != conn),
-                Event::Connected(_) | Event::Readable(_) | Event::Writable(_) => {}
+                Event::Connected(_)
+                | Event::Readable(_)
+                | Event::Writable(_)
+                | Event::Reachable(_) => {}
             }
         }
         for &(id, closed) in &conns {

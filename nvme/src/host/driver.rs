@@ -189,6 +189,7 @@ impl<T: Transport> Host<T> {
     fn event(&mut self, now: Instant, event: Event) {
         let conn = match event {
             Event::Accepted { .. } => return, // nobody listens here
+            Event::Reachable(ip) => return self.announced(now, ip),
             Event::Connected(conn)
             | Event::Readable(conn)
             | Event::Writable(conn)
@@ -199,7 +200,7 @@ impl<T: Transport> Host<T> {
         let Some(entry) = &mut self.entries[at.ctrl as usize] else { return };
         let q = at.qpair as usize;
         match event {
-            Event::Accepted { .. } => return,
+            Event::Accepted { .. } | Event::Reachable(_) => return,
             Event::Connected(_) => {
                 entry.ctrl.qpairs[q].connected(now);
                 let (address, over) = (entry.address, entry.life.is_over());

@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use moorline_stack::Instant;
@@ -170,6 +170,16 @@ impl Addresses {
     /// The address at a place.
     pub(super) fn at(&mut self, place: u32) -> &mut Address {
         self.places[place as usize].as_mut().expect("an address has its members' places")
+    }
+
+    /// Places, those without an address included.
+    pub(super) fn places(&self) -> u32 {
+        self.places.len() as u32
+    }
+
+    /// The address at a place, if it is one of that node.
+    pub(super) fn of_node(&mut self, place: u32, ip: IpAddr) -> Option<&mut Address> {
+        self.places[place as usize].as_mut().filter(|address| address.addr.ip() == ip)
     }
 
     /// The address at a place, while it has members.

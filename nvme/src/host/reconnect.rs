@@ -5,6 +5,7 @@
 //! that is not reachable is tested by one controller, and an address that becomes reachable ends
 //! every back-off on it, in the order and at the rate of its admission.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use moorline_stack::{Instant, Transport};
@@ -210,16 +211,36 @@ impl<T: Transport> Host<T> {
             return;
         }
         self.probes.set(place, None);
+        self.end_back_offs(now, place);
+    }
+
+    /// Nobody waits for an address any longer, but for a place in its admission.
+    fn end_back_offs(&mut self, now: Instant, place: u32) {
         let members = std::mem::take(&mut self.addresses.at(place).members);
         for &ctrl in &members {
             let Some(entry) = &mut self.entries[ctrl as usize] else { continue };
-            if entry.life.is_waiting() {
-                entry.life.admitted = false;
+            if entry.life.is_waiting() && !entry.life.admitted {
                 entry.life.wait_until(Some(now));
                 self.arm(ctrl, Some(now));
             }
         }
         self.addresses.at(place).members = members;
+    }
+
+    /// A node has announced itself: each of its addresses that is not reachable is tested at once
+    /// (a test under way goes on: its SYN has just been sent again), and on the others nobody
+    /// backs off any longer.
+    pub(super) fn announced(&mut self, now: Instant, ip: IpAddr) {
+        self.figures.announcements += 1;
+        for place in 0..self.addresses.places() {
+            let Some(address) = self.addresses.of_node(place, ip) else { continue };
+            if !address.reach.is_tested() {
+                self.end_back_offs(now, place);
+            } else if address.tester.is_none() {
+                address.next_probe = now;
+                self.probes.set(place, Some(now));
+            }
+        }
     }
 
     /// It is time to test an address: one of its controllers that wait does.

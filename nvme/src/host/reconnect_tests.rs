@@ -461,3 +461,66 @@ fn a_controller_that_is_shut_down_is_not_tried_again_when_that_fails() {
         assert_eq!(world.host.figures().attempts, 1);
     }
 }
+
+/// Darkens the address of 100 controllers until all know, and runs on to 1 ms after a test.
+fn dark_and_just_tested(world: &mut World) {
+    many(world, 100, &[address()]);
+    darken(world, address());
+    run_for(world, Duration::from_secs(8));
+    world.events.clear();
+    let before = world.host.figures().attempts;
+    world.until(|world| {
+        world.now = world.next().unwrap().max(world.now);
+        (world.host.figures().attempts > before).then_some(())
+    });
+}
+
+#[test]
+fn a_node_that_announces_itself_is_tried_at_once_and_all_return() {
+    let mut world = large();
+    dark_and_just_tested(&mut world);
+    // That test ends unheard; the next one would be due later.
+    run_for(&mut world, Duration::from_millis(201));
+    lighten(&mut world);
+    let before = world.host.figures().attempts;
+    world.fake.pipe.announce(address().ip());
+    run_for(&mut world, MS);
+    assert!(world.host.figures().attempts > before, "within the turn");
+    run_for(&mut world, 150 * MS);
+    assert_eq!(kinds(&world.events), BTreeMap::from([("live", 100)]));
+    assert!(world.host.figures().attempts - before <= 101);
+}
+
+#[test]
+fn announcements_of_a_node_that_stays_silent_cost_one_test_at_a_time() {
+    let mut world = large();
+    dark_and_just_tested(&mut world);
+    let before = world.host.figures().attempts;
+    for _ in 0..1000 {
+        world.fake.pipe.announce(address().ip());
+        run_for(&mut world, MS);
+    }
+    // Each test takes 200 ms; ten a second would be due anyway, if they were shorter.
+    let attempts = world.host.figures().attempts - before;
+    assert!((4..=10).contains(&attempts), "{attempts}");
+    assert_eq!(world.host.figures().announcements, 1000);
+}
+
+#[test]
+fn an_announcement_ends_the_back_off_of_a_controller_that_was_refused() {
+    let mut world = world();
+    world.fake.knobs.refuse = Some((Status::CONNECT_CONTROLLER_BUSY, 0));
+    let id = world.connect(config());
+    assert!(matches!(world.event(), HostEvent::Disconnected { .. }));
+    run_for(&mut world, Duration::from_secs(20));
+    world.fake.knobs.refuse = None;
+    let waits = |world: &World| world.host.status(id).next_attempt.map(|at| at - world.now);
+    while waits(&world).is_none_or(|wait| wait < 300 * MS) {
+        world.fake.knobs.refuse = Some((Status::CONNECT_CONTROLLER_BUSY, 0));
+        run_for(&mut world, MS);
+        world.fake.knobs.refuse = None;
+    }
+    world.fake.pipe.announce(address().ip());
+    run_for(&mut world, 5 * MS);
+    assert_eq!(state(&world, id), CtrlState::Live);
+}

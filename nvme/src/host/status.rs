@@ -104,6 +104,8 @@ pub struct Figures {
     pub deadlines_per_turn_max: u32,
     /// Attempts to connect a controller.
     pub attempts: u64,
+    /// Times that a node showed that it is there, other than by a connection.
+    pub announcements: u64,
 }
 
 impl Figures {

@@ -66,6 +66,8 @@ pub(super) struct Entry {
     pub state: State,
     /// When the state was entered: the oldest is evicted first.
     pub since: Instant,
+    /// When it last announced itself.
+    pub heard: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

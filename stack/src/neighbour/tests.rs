@@ -247,6 +247,81 @@ fn address_in_use_is_defended_every_ten_seconds() {
     }
 }
 
+/// What a node says when it has just come, in each form there is.
+fn announcements(mac: Mac) -> Vec<(IpAddr, Vec<u8>)> {
+    let (v4, v6) = (ip("10.0.0.2"), ip("fd00::2"));
+    let mut node = machine(2, NeighbourOptions::default());
+    node.mac = mac;
+    node.send(Out::Announce { ip: v4 });
+    node.send(Out::Announce { ip: v6 });
+    let [request, advertisement] = <[_; 2]>::try_from(sent(&mut node)).unwrap();
+    let mut reply = request.clone();
+    reply[eth::HEADER_LEN + 7] = 2;
+    vec![(v4, request), (v4, reply), (v6, advertisement)]
+}
+
+#[test]
+fn a_neighbour_that_failed_is_found_when_it_announces_itself() {
+    for (peer, frame) in announcements(PEER) {
+        let mut us = us();
+        us.resolve(at(0), peer);
+        pass(&mut us, at(300));
+        assert_eq!(events(&mut us), [NeighbourEvent::Failed(peer)]);
+        input(&mut us, at(5000), &frame);
+        let told = [NeighbourEvent::Resolved(peer, PEER), NeighbourEvent::Announced(peer)];
+        assert_eq!(events(&mut us), told);
+        assert_eq!(us.resolve(at(5000), peer), Resolution::Resolved(PEER));
+        assert_eq!(sent(&mut us).len(), 0);
+    }
+}
+
+#[test]
+fn a_resolution_under_way_ends_with_an_announcement() {
+    for (peer, frame) in announcements(PEER) {
+        let mut us = us();
+        assert_eq!(us.resolve(at(0), peer), Resolution::Pending);
+        input(&mut us, at(10), &frame);
+        let told = [NeighbourEvent::Resolved(peer, PEER), NeighbourEvent::Announced(peer)];
+        assert_eq!(events(&mut us), told);
+        sent(&mut us);
+        assert_eq!(pass(&mut us, at(1000)), [], "and nobody asks any more");
+    }
+}
+
+#[test]
+fn announcements_of_nodes_that_nobody_asked_for_add_nobody() {
+    for (_, frame) in announcements(PEER) {
+        let mut us = us();
+        input(&mut us, at(0), &frame);
+        assert_eq!((us.table.len(), events(&mut us)), (0, Vec::new()));
+        assert_eq!(us.stats().announcements, 0);
+    }
+}
+
+#[test]
+fn a_storm_of_announcements_is_heard_ten_times_a_second() {
+    let (mut us, peer) = (us(), ip("10.0.0.2"));
+    us.resolve(at(0), peer);
+    for ms in 0..1000 {
+        // Two nodes claim the address in turn.
+        let (_, frame) = &announcements(if ms % 2 == 0 { PEER } else { OTHER })[0];
+        input(&mut us, at(ms), frame);
+    }
+    let events = events(&mut us);
+    let announced = events.iter().filter(|&&e| e == NeighbourEvent::Announced(peer)).count();
+    assert_eq!((announced, events.len()), (10, 11), "{events:?}");
+    assert_eq!((us.stats().announcements, us.stats().repeated), (10, 990));
+}
+
+#[test]
+fn a_static_neighbour_is_told_of_and_not_changed_by_an_announcement() {
+    let (mut us, peer) = (us(), ip("10.0.0.2"));
+    us.add_static(peer, PEER);
+    input(&mut us, at(0), &announcements(OTHER)[0].1);
+    assert_eq!(events(&mut us), [NeighbourEvent::Announced(peer)]);
+    assert_eq!(us.resolve(at(0), peer), Resolution::Resolved(PEER));
+}
+
 #[test]
 fn advertisement_without_override_changes_nothing_known() {
     let (mut us, mut peer) = (us(), machine(2, NeighbourOptions::default()));
@@ -341,21 +416,23 @@ fn every_state_meets_every_event() {
                 [] => "",
                 [NeighbourEvent::Resolved(..)] => "!",
                 [NeighbourEvent::Failed(..)] => "?",
-                _ => "!!",
+                [NeighbourEvent::Announced(..)] => "+",
+                [NeighbourEvent::Resolved(..), NeighbourEvent::Announced(..)] => "!+",
+                ref told => panic!("{told:?}"),
             };
             table += &format!(" {:11}", format!("{}{told}", name(&us)));
         }
         table = format!("{}\n", table.trim_end());
     }
-    // `!` resolved is told, `?` failure is told.
+    // `!` resolved is told, `?` failure, `+` that it announced itself.
     let expected = "\
 absent     probing     absent      reachable   absent      absent
-static     static      static      static      static      static
-probing    probing     reachable!  reachable!  reachable!  failed?
-reachable  reachable   reachable   reachable   reachable   stale
-refreshing refreshing  reachable   reachable   reachable   failed?
-stale      probing     reachable   reachable   reachable   stale
-failed     failed      reachable!  reachable!  reachable!  failed
+static     static      static      static      static+     static
+probing    probing     reachable!  reachable!  reachable!+ failed?
+reachable  reachable   reachable   reachable   reachable+  stale
+refreshing refreshing  reachable   reachable   reachable+  failed?
+stale      probing     reachable   reachable   reachable+  stale
+failed     failed      reachable!  reachable!  reachable!+ failed
 ";
     let header = "           resolve     reply       request     gratuitous  timeout\n";
     assert_eq!(format!("{header}{table}"), format!("{header}{expected}"));

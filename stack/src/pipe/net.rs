@@ -202,6 +202,10 @@ impl Net {
         Ok(())
     }
 
+    pub fn announce(&mut self, to: usize, ip: IpAddr) {
+        self.ends[to].events.push_back(Event::Reachable(ip));
+    }
+
     pub fn connect(
         &mut self,
         now: Instant,

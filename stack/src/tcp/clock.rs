@@ -35,6 +35,12 @@ impl Clock {
         *self = Self { base_us: self.at(now).total_micros(), since: now, factor: factor.into() };
     }
 
+    /// Jumps forward to the reading `at_us`, if it has not passed.
+    pub(super) fn advance(&mut self, now: Instant, at_us: i64) {
+        let base_us = self.at(now).total_micros().max(at_us);
+        *self = Self { base_us, since: now, ..*self };
+    }
+
     /// The reading at `now`.
     pub(super) fn at(&self, now: Instant) -> TcpInstant {
         let nanos = now.as_nanos().saturating_sub(self.since.as_nanos());

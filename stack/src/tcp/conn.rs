@@ -300,6 +300,17 @@ impl Conn {
         self.rto_at_us.is_some_and(|at| at <= self.clock.at(now).total_micros())
     }
 
+    /// The next hop has just shown that it is there: a SYN that it has not answered goes out again
+    /// now. Returns whether there is one.
+    pub(super) fn hurry(&mut self, now: Instant) -> bool {
+        let Some(at) = self.rto_at_us.filter(|_| self.stage == Stage::SynSent) else {
+            return false;
+        };
+        self.clock.advance(now, at);
+        self.egress = true;
+        true
+    }
+
     /// A retransmission timeout made smoltcp send: hold the rest back until an acknowledgement.
     ///
     /// While data is held back smoltcp says "at once" and hides its timer, so we double it here

@@ -4,6 +4,7 @@
 //! and [`Engine::flush`] serves what is there. Whatever a peer sends costs one bounded step.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::TcpControl;
@@ -23,6 +24,9 @@ use crate::{Instant, LinkTx};
 
 /// Deadlines honoured in one turn.
 const DEADLINES_PER_TURN: usize = 1024;
+
+/// Nodes to be told of at once; more are heard when they announce themselves again.
+pub(super) const NODES_MAX: usize = 1024;
 
 /// Counters of stream bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +59,8 @@ pub(super) struct Engine {
     pub challenges: TokenBucket,
     pub resets: TokenBucket,
     pub counters: Counters,
+    /// Nodes that announced themselves, to be told of.
+    pub nodes: VecDeque<IpAddr>,
     /// TX frames kept for answers to received segments.
     pub reserve: usize,
     /// Connections were left with something to send, for want of link room.
@@ -74,6 +80,7 @@ impl Engine {
             challenges: TokenBucket::default(),
             resets: TokenBucket::default(),
             counters: Counters { linear_frame_max, ..Counters::default() },
+            nodes: VecDeque::with_capacity(NODES_MAX),
             reserve: (room / 8).min(32),
             starved: false,
         }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::conn::Conn;
 use super::device::L2;
-use super::engine::Engine;
+use super::engine::{Engine, NODES_MAX};
 use crate::eth::{Header, Mac};
 use crate::neighbour::{NeighbourEvent, Neighbours, PACKET_LEN_MAX, Resolution};
 use crate::route::Routes;
@@ -126,7 +126,12 @@ impl Engine {
             NeighbourEvent::AddressConflict(ip, mac) => {
                 tracing::warn!(%ip, ?mac, "another node claims our address: defending it");
             }
-            NeighbourEvent::Resolved(..) | NeighbourEvent::Failed(_) => {}
+            NeighbourEvent::Announced(ip) if self.nodes.len() < NODES_MAX => {
+                self.nodes.push_back(ip);
+            }
+            NeighbourEvent::Resolved(..)
+            | NeighbourEvent::Failed(_)
+            | NeighbourEvent::Announced(_) => {}
         }
         for index in 0..self.slots.len() as u32 {
             let Some(conn) = self.slots.at_mut(index) else { continue };
@@ -137,6 +142,9 @@ impl Engine {
                 }
                 NeighbourEvent::Resolved(ip, _) if ip == conn.next_hop => {
                     self.resolve(now, lane, index);
+                }
+                NeighbourEvent::Announced(ip) if ip == conn.next_hop && conn.hurry(now) => {
+                    self.touch(index);
                 }
                 // Others go on with the address they know, until their own deadlines.
                 NeighbourEvent::Failed(ip) if ip == conn.next_hop && resolving => {

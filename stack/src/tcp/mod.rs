@@ -40,6 +40,9 @@ use stack::Stack;
 /// Frames taken in during one turn.
 pub const RX_FRAMES_PER_TURN: usize = 256;
 
+/// News of neighbours taken in during one turn: each is a look at every connection.
+pub const NEIGHBOUR_EVENTS_PER_TURN: usize = 64;
+
 /// After so many turns that left frames behind, all that waited at the first of them is taken in:
 /// a receive ring holds no more than 4096.
 const TURNS_TO_CATCH_UP: u32 = 16;
@@ -295,7 +298,8 @@ impl<L: Link> Transport for Tcp<L> {
             frame(now, lane, engine, drops, bytes, tx);
         });
         lane.neighbours.handle_timeout(now);
-        while let Some(event) = lane.neighbours.poll_event() {
+        for _ in 0..NEIGHBOUR_EVENTS_PER_TURN {
+            let Some(event) = lane.neighbours.poll_event() else { break };
             engine.neighbour_event(now, lane, event);
         }
         self.behind = match received {
@@ -312,7 +316,8 @@ impl<L: Link> Transport for Tcp<L> {
     }
 
     fn poll_event(&mut self) -> Option<Event> {
-        self.engine.slots.poll_event()
+        let event = self.engine.slots.poll_event();
+        event.or_else(|| self.engine.nodes.pop_front().map(Event::Reachable))
     }
 
     fn recv(&mut self, id: ConnId, parse: &mut dyn FnMut(&[u8]) -> usize) -> usize {
@@ -373,11 +378,13 @@ impl<L: Link> Transport for Tcp<L> {
             true => self.now + STARVED_RETRY,
             false => self.now,
         });
+        let news = self.lane.neighbours.has_events().then_some(self.now);
         [
             self.engine.deadlines.next(),
             self.lane.neighbours.poll_timeout(),
             self.link.poll_timeout(),
             work,
+            news,
         ]
         .into_iter()
         .fold(None, earliest)

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod acks;
+mod announce;
 mod bounds;
 mod close;
 mod conflict;
