@@ -1,6 +1,7 @@
 //! `moorline ctl`: asks a running `moorline serve`, and prints the answer for people, or as JSON.
 
 use std::array;
+use std::fmt;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::iter;
 use std::net::IpAddr;
@@ -8,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -24,7 +25,7 @@ use crate::signals::Stop;
 /// More than any answer takes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// More pages than any list has.
-const PAGES_MAX: usize = 4096;
+const PAGES_MAX: u32 = 4096;
 /// How often a follower of the events looks whether the user wants an end.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -91,6 +92,16 @@ pub struct ConnectArgs {
 /// # Errors
 /// When nobody serves there, or what was asked cannot be said.
 pub fn run(args: CtlArgs) -> Result<Exit> {
+    match ask(args) {
+        Err(error) if error.is::<Refused>() => {
+            out::note(format_args!("moorline: {error}"));
+            Ok(Exit::FellShort)
+        }
+        ended => ended,
+    }
+}
+
+fn ask(args: CtlArgs) -> Result<Exit> {
     let request = match &args.what {
         What::List => Request::new(Cmd::List),
         What::Connections => Request::new(Cmd::Connections),
@@ -108,11 +119,7 @@ pub fn run(args: CtlArgs) -> Result<Exit> {
         What::Connections => list(&mut client, request, &args, "connections", conn_table),
         What::Events => follow(client, &request, args.json),
         _ => {
-            let answer = client.ask(&request)?;
-            if let Some(why) = refusal(&answer) {
-                out::note(format_args!("moorline: {why}"));
-                return Ok(Exit::FellShort);
-            }
+            let answer = client.ask_value(&request)?;
             match args.what {
                 _ if args.json => out::line(format_args!("{}", report(&args.socket, answer)))?,
                 What::Figures => out::text(&figures_text(&answer["figures"], 0))?,
@@ -167,10 +174,11 @@ impl Client {
             _ => anyhow!("{}: {error}", socket.display()),
         })?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT)).context("the control socket")?;
-        Ok(Self { stream: BufReader::new(stream), line: Vec::new() })
+        let stream = BufReader::with_capacity(64 << 10, stream);
+        Ok(Self { stream, line: Vec::new() })
     }
 
-    fn ask(&mut self, request: &Request) -> Result<Value> {
+    fn ask<A: DeserializeOwned>(&mut self, request: &Request) -> Result<A> {
         let line = serde_json::to_string(request)? + "\n";
         // Who turns us away says so before it closes: that is to be read, whatever becomes of this.
         let wrote = self.stream.get_mut().write_all(line.as_bytes());
@@ -181,8 +189,17 @@ impl Client {
         }
     }
 
+    /// An answer that is good.
+    fn ask_value(&mut self, request: &Request) -> Result<Value> {
+        let answer: Value = self.ask(request)?;
+        if answer["ok"] != true {
+            bail!(Refused(answer["error"].as_str().unwrap_or("it was refused").to_owned()));
+        }
+        Ok(answer)
+    }
+
     /// The next line, or `None` when none came in time; what came of it is kept.
-    fn read(&mut self) -> Result<Option<Value>> {
+    fn read<A: DeserializeOwned>(&mut self) -> Result<Option<A>> {
         match self.stream.read_until(b'\n', &mut self.line) {
             Ok(_) if self.line.ends_with(b"\n") => {
                 let value = serde_json::from_slice(&self.line).context("reading an answer")?;
@@ -198,10 +215,17 @@ impl Client {
     }
 }
 
-/// Why the server did not do it, if it did not.
-fn refusal(answer: &Value) -> Option<&str> {
-    (answer["ok"] != true).then(|| answer["error"].as_str().unwrap_or("it was refused"))
+/// The server's word on why it did not do what was asked.
+#[derive(Debug)]
+struct Refused(String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
+
+impl std::error::Error for Refused {}
 
 /// An answer as a report of ours.
 fn report(socket: &Path, mut answer: Value) -> Value {
@@ -211,35 +235,47 @@ fn report(socket: &Path, mut answer: Value) -> Value {
     answer
 }
 
+/// A page of a list, its rows as whatever they are wanted as.
+#[derive(Deserialize)]
+struct Page<R> {
+    ok: bool,
+    error: Option<String>,
+    #[serde(alias = "controllers", alias = "connections")]
+    rows: Option<Vec<R>>,
+    next: Option<String>,
+}
+
+/// Asks for all pages of a list.
+fn pages<R: DeserializeOwned>(client: &mut Client, mut request: Request) -> Result<Vec<R>> {
+    request.pages = Some(PAGES_MAX);
+    let mut page: Page<R> = client.ask(&request)?;
+    let mut all = Vec::new();
+    loop {
+        if !page.ok {
+            bail!(Refused(page.error.unwrap_or_else(|| "it was refused".into())));
+        }
+        all.extend(page.rows.into_iter().flatten());
+        if page.next.is_none() {
+            return Ok(all);
+        }
+        let next = client.read()?;
+        page = next.with_context(|| format!("no answer within {ANSWER_TIMEOUT:?}"))?;
+    }
+}
+
 /// Asks for all pages of what is called `what`, and shows it as a table, or as it is.
 fn list<R: DeserializeOwned>(
     client: &mut Client,
-    mut request: Request,
+    request: Request,
     args: &CtlArgs,
     what: &str,
     table: fn(&[R]) -> String,
 ) -> Result<Exit> {
-    let mut all = Vec::new();
-    for _ in 0..PAGES_MAX {
-        let mut answer = client.ask(&request)?;
-        if let Some(why) = refusal(&answer) {
-            out::note(format_args!("moorline: {why}"));
-            return Ok(Exit::FellShort);
-        }
-        if let Value::Array(page) = answer[what].take() {
-            all.extend(page);
-        }
-        request.after = answer["next"].as_str().map(str::to_owned);
-        if request.after.is_none() {
-            break;
-        }
-    }
-    ensure!(request.after.is_none(), "the list has no end");
     if args.json {
-        out::line(format_args!("{}", report(&args.socket, json!({ what: all }))))?;
+        let rows: Vec<Value> = pages(client, request)?;
+        out::line(format_args!("{}", report(&args.socket, json!({ what: rows }))))?;
     } else {
-        let rows: Vec<R> = Deserialize::deserialize(Value::Array(all)).context("an answer")?;
-        out::text(&table(&rows))?;
+        out::text(&table(&pages(client, request)?))?;
     }
     Ok(Exit::Ok)
 }
@@ -247,14 +283,10 @@ fn list<R: DeserializeOwned>(
 /// Prints events until the user has enough.
 fn follow(mut client: Client, request: &Request, as_json: bool) -> Result<Exit> {
     let stop = Stop::on_signals()?;
-    let answer = client.ask(request)?;
-    if let Some(why) = refusal(&answer) {
-        out::note(format_args!("moorline: {why}"));
-        return Ok(Exit::FellShort);
-    }
+    client.ask_value(request)?;
     client.stream.get_mut().set_read_timeout(Some(TICK)).context("the control socket")?;
     while !stop.requested() {
-        match client.read()? {
+        match client.read::<Value>()? {
             Some(event) if as_json => out::line(format_args!("{event}"))?,
             Some(event) => out::line(format_args!("{}", event_text(&event)))?,
             None => {}

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::config::Settings;
 use super::log::Log;
 use super::proto::{self, Cmd, Request, V};
-use super::server::Answers;
+use super::server::{Answer, Answers};
 use super::show::{self, ms};
 
 /// Names for a host's controllers.
@@ -201,17 +201,21 @@ impl Held {
 }
 
 impl<T: Transport> Over<'_, T> {
-    fn try_answer(&mut self, now: Instant, request: &Request) -> Result<String> {
+    fn try_answer(&mut self, now: Instant, request: &Request) -> Result<Answer> {
         let Self { held, host } = self;
         let name = || request.name.as_deref().context("it needs a \"name\"");
         let after = request.after.as_deref();
         let mut answer = proto::done(request.cmd);
         match request.cmd {
             Cmd::List => {
-                return Ok(serde_json::to_string(&show::list(held, host, now, after))?);
+                let list = show::list(held, host, now, after);
+                let line = serde_json::to_string(&list)?;
+                return Ok(Answer { line, rest: request.another_page(list.next) });
             }
             Cmd::Connections => {
-                return Ok(serde_json::to_string(&show::connections(host, now, after)?)?);
+                let list = show::connections(host, now, after)?;
+                let line = serde_json::to_string(&list)?;
+                return Ok(Answer { line, rest: request.another_page(list.next) });
             }
             Cmd::Figures => answer["figures"] = show::figures(held, host),
             Cmd::Events => bail!("events are the server's own"),
@@ -223,13 +227,13 @@ impl<T: Transport> Over<'_, T> {
                 held.connect(now, host, name, config)?;
             }
         }
-        Ok(answer.to_string())
+        Ok(answer.into())
     }
 }
 
 impl<T: Transport> Answers for Over<'_, T> {
-    fn answer(&mut self, now: Instant, request: &Request) -> String {
-        self.try_answer(now, request).unwrap_or_else(|error| proto::refused(&error).to_string())
+    fn answer(&mut self, now: Instant, request: &Request) -> Answer {
+        self.try_answer(now, request).unwrap_or_else(|error| proto::refused(&error).into())
     }
 }
 
@@ -275,7 +279,7 @@ mod tests {
                 request.controller = Some(serde_json::from_value(controller).unwrap());
             }
             let answer = self.held.over(&mut self.host).answer(Instant::monotonic(), &request);
-            serde_json::from_str(&answer).unwrap()
+            serde_json::from_str(&answer.line).unwrap()
         }
 
         fn list(&mut self) -> Vec<Ctrl> {

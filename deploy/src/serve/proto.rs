@@ -47,6 +47,9 @@ pub struct Request {
     /// `list`, `connections`: `next` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
+    /// `list`, `connections`: answer with so many pages at most, each a line; 1 if it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<u32>,
     /// `reset`, `disconnect`: which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -58,7 +61,14 @@ pub struct Request {
 impl Request {
     /// A request without parameters.
     pub const fn new(cmd: Cmd) -> Self {
-        Self { v: V, cmd, after: None, name: None, controller: None }
+        Self { v: V, cmd, after: None, pages: None, name: None, controller: None }
+    }
+
+    /// The request for the next page, where there is one and it was asked for.
+    pub fn another_page(&self, next: Option<String>) -> Option<Box<Self>> {
+        let pages = self.pages?.checked_sub(1).filter(|pages| *pages > 0)?;
+        let after = Some(next?);
+        Some(Box::new(Self { after, pages: Some(pages), ..Self::new(self.cmd) }))
     }
 
     /// Reads a line.

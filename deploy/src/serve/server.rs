@@ -42,8 +42,22 @@ const LISTENER: u64 = u64::MAX;
 
 /// Who knows the answers.
 pub trait Answers {
-    /// Answers a request with a line of JSON, within bounds: a page, never everything.
-    fn answer(&mut self, now: Instant, request: &Request) -> String;
+    /// Answers a request, within bounds: a page, never everything.
+    fn answer(&mut self, now: Instant, request: &Request) -> Answer;
+}
+
+/// An answer, and what is to be answered to the same client in a later turn, unasked.
+pub struct Answer {
+    /// A line of JSON.
+    pub line: String,
+    /// Such as the next page of a list.
+    pub rest: Option<Box<Request>>,
+}
+
+impl From<Value> for Answer {
+    fn from(value: Value) -> Self {
+        Self { line: value.to_string(), rest: None }
+    }
 }
 
 /// The server.
@@ -65,6 +79,8 @@ struct Client {
     stream: UnixStream,
     input: Vec<u8>,
     out: Vec<u8>,
+    /// What it is to be answered before anything else.
+    rest: Option<Box<Request>>,
     /// Next event to be given, for a follower.
     follows: Option<u64>,
     /// When it last read of what we have for it, or owed us nothing.
@@ -199,17 +215,18 @@ impl Server {
         for step in 0..self.clients.len() {
             let place = (self.next + step) % self.clients.len();
             let Some(client) = &mut self.clients[place] else { continue };
-            let Some(line) = client.next_line() else { continue };
+            let Some(request) = client.next_request() else { continue };
             self.next = place + 1;
-            let answer = match Request::parse(&line) {
-                Ok(Request { cmd: Cmd::Events, .. }) => {
+            let answer = match request {
+                Ok(request) if request.cmd == Cmd::Events => {
                     client.follows = Some(events);
-                    proto::done(Cmd::Events).to_string()
+                    proto::done(Cmd::Events).into()
                 }
                 Ok(request) => answers.answer(now, &request),
-                Err(error) => proto::refused(&error).to_string(),
+                Err(error) => proto::refused(&error).into(),
             };
-            client.say(now, &answer);
+            client.rest = answer.rest;
+            client.say(now, &answer.line);
             return true;
         }
         false
@@ -218,7 +235,7 @@ impl Server {
     /// Tells the kernel what a client waits for: room, where it owes us reading; else requests.
     fn watch(&mut self, place: usize) {
         let Some(client) = &mut self.clients[place] else { return };
-        let more = client.has_line();
+        let more = client.has_request();
         let mut flags = epoll::EventFlags::empty();
         if !client.out.is_empty() || more {
             flags |= epoll::EventFlags::OUT; // at once, where a request waits for its turn
@@ -286,6 +303,7 @@ impl Client {
             stream,
             input: Vec::new(),
             out: Vec::new(),
+            rest: None,
             follows: None,
             read_at: now,
             ended: false,
@@ -295,11 +313,11 @@ impl Client {
 
     /// Whether it may say more: a follower may only leave.
     fn wants_input(&self) -> bool {
-        !self.ended && self.input.len() <= LINE_MAX && !self.has_line()
+        !self.ended && self.input.len() <= LINE_MAX && !self.has_request()
     }
 
-    fn has_line(&self) -> bool {
-        self.follows.is_none() && self.input.contains(&b'\n')
+    fn has_request(&self) -> bool {
+        self.follows.is_none() && (self.rest.is_some() || self.input.contains(&b'\n'))
     }
 
     fn read(&mut self) -> Fate {
@@ -311,12 +329,12 @@ impl Client {
             Ok(0) => {
                 self.ended = true;
                 // What it asked before is still answered.
-                if self.has_line() || !self.out.is_empty() { Fate::Stays } else { Fate::Goes }
+                if self.has_request() || !self.out.is_empty() { Fate::Stays } else { Fate::Goes }
             }
             Ok(_) if self.follows.is_some() => Fate::Stays, // nothing more is heard
             Ok(len) => {
                 self.input.extend_from_slice(&bytes[..len]);
-                if self.input.len() > LINE_MAX && !self.has_line() {
+                if self.input.len() > LINE_MAX && !self.has_request() {
                     tracing::warn!("control: a client's request is too long");
                     return Fate::Goes;
                 }
@@ -328,13 +346,17 @@ impl Client {
     }
 
     /// The next request, once it has read our answer to the one before.
-    fn next_line(&mut self) -> Option<Vec<u8>> {
+    fn next_request(&mut self) -> Option<Result<Box<Request>>> {
         if !self.out.is_empty() || self.follows.is_some() {
             return None;
         }
+        if let Some(rest) = self.rest.take() {
+            return Some(Ok(rest));
+        }
         let end = self.input.iter().position(|&b| b == b'\n')?;
-        let line = self.input.drain(..=end).collect();
-        Some(line)
+        let request = Request::parse(&self.input[..end]).map(Box::new);
+        self.input.drain(..=end);
+        Some(request)
     }
 
     fn say(&mut self, now: Instant, line: &str) {
@@ -361,7 +383,7 @@ impl Client {
             tracing::warn!("control: a client that does not read was put out");
             return Fate::Goes;
         }
-        let over = self.ended && self.out.is_empty() && !self.has_line();
+        let over = self.ended && self.out.is_empty() && !self.has_request();
         if over { Fate::Goes } else { Fate::Stays }
     }
 }
@@ -382,9 +404,10 @@ mod tests {
     }
 
     impl Answers for Echo {
-        fn answer(&mut self, _: Instant, request: &Request) -> String {
+        fn answer(&mut self, _: Instant, request: &Request) -> Answer {
             self.asked += 1;
-            json!({ "after": request.after, "filler": "x".repeat(self.long) }).to_string()
+            let answer = json!({ "after": request.after, "filler": "x".repeat(self.long) });
+            Answer { rest: request.another_page(Some("b".into())), ..answer.into() }
         }
     }
 
@@ -462,6 +485,26 @@ mod tests {
             assert_eq!(line(client)["after"], "a");
         }
         bench.turns(2);
+        assert_eq!(bench.answers.asked, 4);
+    }
+
+    #[test]
+    fn a_list_goes_on_by_itself_a_page_a_turn_as_far_as_was_asked_for() {
+        let mut bench = Bench::new();
+        let mut client = bench.client();
+        client.write_all(b"{\"v\":1,\"cmd\":\"list\",\"pages\":3}\n").unwrap();
+        client.write_all(LIST).unwrap();
+        for asked in 1..=4 {
+            bench.turns(1);
+            assert_eq!(bench.answers.asked, asked);
+        }
+        bench.turns(1);
+        let mut lines = BufReader::new(&client).lines();
+        let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(
+            [next(), next(), next(), next()].map(|v| v["after"].clone()),
+            [Value::Null, "b".into(), "b".into(), "a".into()]
+        );
         assert_eq!(bench.answers.asked, 4);
     }
 
