@@ -23,7 +23,7 @@ use crate::cli::{DEFAULT_NQN, LaneArgs, PollMode};
 use crate::exit::Exit;
 use crate::identity::identity_of;
 use crate::out;
-use crate::perf::workload::parse_duration;
+use crate::perf::workload::{Bytes, parse_duration};
 use crate::scenario::TICK;
 use crate::signals::Stop;
 use crate::stackup::{self, Job, Path};
@@ -52,6 +52,12 @@ pub struct RigHostArgs {
     /// Keep alive timeout of all controllers.
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "5")]
     kato: Duration,
+    /// I/O queues of each controller that is not the one under load.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    io_queues: u16,
+    /// TCP send buffer of a connection, and its receive buffer.
+    #[arg(long, value_name = "BYTES", default_value = "256k")]
+    tcp_buffer: Bytes,
     /// The process of the target under load, for its run delay.
     #[arg(long, value_name = "PID")]
     target_pid: Option<u32>,
@@ -88,21 +94,27 @@ impl Job for RigHost<'_> {
         let identity = identity_of(None, None)?;
         let addrs: Vec<_> =
             std::iter::once(self.args.healthy).chain(self.args.dead.clone()).collect();
-        let limits = HostLimits { controllers: addrs.len(), io_queues: 1, ..HostLimits::default() };
+        let io_queues = self.args.io_queues;
+        let limits = HostLimits { controllers: addrs.len(), io_queues, ..HostLimits::default() };
         let mut host = Host::new(transport, identity, limits);
         let now = Instant::monotonic();
+        out::line(format_args!("{}", json!({ "event": "connecting", "t_us": us(now) })))?;
+        let buffer = self.args.tcp_buffer.0 as usize;
         let mut ctrls = Vec::with_capacity(addrs.len());
-        for addr in addrs {
-            let config = CtrlConfig {
+        for (index, addr) in addrs.into_iter().enumerate() {
+            let mut config = CtrlConfig {
                 reconnect: Some(Reconnect::default()),
                 kato: self.args.kato,
+                io_queues: if index == 0 { 1 } else { io_queues },
                 ..CtrlConfig::new(addr, DEFAULT_NQN)
             };
+            (config.conn.rx_buffer, config.conn.tx_buffer) = (buffer, buffer);
             ctrls.push(host.connect(now, config)?);
         }
         let load = Load::new(now, self.args)?;
         let turns = Histogram::new_with_bounds(1, 10_000_000, 2)?;
-        Reactor { host, ctrls, load, turns, losses: 0 }.until(&self.stop, self.args.lane.poll)
+        Reactor { host, ctrls, load, turns, losses: 0, syns: 0 }
+            .until(&self.stop, self.args.lane.poll)
     }
 }
 
@@ -115,6 +127,8 @@ struct Reactor<T: Transport> {
     turns: Histogram<u64>,
     /// Times that the one under load was lost.
     losses: u64,
+    /// SYNs sent until the last tick.
+    syns: u64,
 }
 
 impl<T: Transport> Reactor<T> {
@@ -131,7 +145,9 @@ impl<T: Transport> Reactor<T> {
             self.submit(now);
             self.host.flush(now);
             self.turns.saturating_record((Instant::monotonic() - now).as_micros() as u64);
-            if let Some(line) = self.load.tick(now) {
+            if let Some(mut line) = self.load.tick(now) {
+                let syns = self.host.transport().stats().syns;
+                line["syns"] = (syns - std::mem::replace(&mut self.syns, syns)).into();
                 out::line(format_args!("{line}"))?;
             }
             if poll == PollMode::Adaptive && now.since(busy_at) > SPIN {
@@ -187,6 +203,7 @@ impl<T: Transport> Reactor<T> {
             "deadline_late_max_us": f.deadline_late_max.as_micros() as u64,
             "events_per_turn_max": f.events_per_turn_max,
             "deadlines_per_turn_max": f.deadlines_per_turn_max, "attempts": f.attempts,
+            "syns": self.host.transport().stats().syns,
             "turn_us_p999": self.turns.value_at_quantile(0.999), "turn_us_max": self.turns.max(),
         });
         out::line(format_args!("{line}"))

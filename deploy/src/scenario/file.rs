@@ -4,9 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use moorline_rig::ADDRS_MAX;
 use serde::{Deserialize, Deserializer};
 
-use crate::perf::workload::parse_duration;
+use crate::perf::workload::{Bytes, parse_duration};
 
 /// A scenario.
 #[derive(Clone, Debug, Deserialize)]
@@ -14,9 +15,21 @@ use crate::perf::workload::parse_duration;
 pub struct Scenario {
     /// Its name in reports.
     pub name: String,
-    /// Controllers whose target comes and goes; all on one process, a port each.
+    /// Controllers whose targets come and go, all of these on one process and thread.
     pub dead: u16,
-    /// Queue depths of the load on the healthy controller, a run each.
+    /// Addresses that their targets have, and ports on each; the controllers are spread over them.
+    #[serde(default = "one")]
+    pub addresses: u16,
+    /// See `addresses`.
+    #[serde(default = "one")]
+    pub ports: u16,
+    /// I/O queues of each dead controller.
+    #[serde(default = "one")]
+    pub io_queues: u16,
+    /// TCP buffers of all connections, each way and at each end; our default where not given.
+    #[serde(default, deserialize_with = "size")]
+    pub tcp_buffer: Option<u64>,
+    /// Queue depths of the load on the healthy controller, a run each; 0 is no load.
     pub depths: Vec<u16>,
     /// Keep alive timeout of all controllers.
     #[serde(deserialize_with = "duration")]
@@ -152,6 +165,10 @@ pub struct Expect {
     pub max_gap_less_run_delay_us: Option<u64>,
     /// Longest time from a target's listening to its last controller's being live.
     pub recovered_ms_max: Option<u64>,
+    /// The same at the start, from the first connect.
+    pub cold_ms_max: Option<u64>,
+    /// SYNs on the wire in a quarter of a second, as a rate.
+    pub syns_per_s_max: Option<u64>,
     /// Whether IOPS and p99 during outages are to lie within those of before.
     #[serde(default)]
     pub within_interval: bool,
@@ -172,9 +189,22 @@ impl Scenario {
         let this: Self = toml::from_str(text)?;
         ensure!((1..=1000).contains(&this.dead), "dead: 1 to 1000 controllers");
         ensure!(!this.depths.is_empty(), "depths: at least one");
-        ensure!(this.depths.iter().all(|d| (1..=127).contains(d)), "depths: 1 to 127");
+        ensure!(this.depths.iter().all(|d| (0..=127).contains(d)), "depths: 0 to 127");
+        ensure!((1..=ADDRS_MAX.into()).contains(&this.addresses), "addresses: 1 to {ADDRS_MAX}");
+        let places = u32::from(this.addresses) * u32::from(this.ports);
+        ensure!((1..=u32::from(this.dead)).contains(&places), "ports: no more than controllers");
+        ensure!((1..=16).contains(&this.io_queues), "io_queues: 1 to 16");
         Ok(this)
     }
+}
+
+fn one() -> u16 {
+    1
+}
+
+fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(from)?;
+    text.parse::<Bytes>().map(|bytes| Some(bytes.0)).map_err(serde::de::Error::custom)
 }
 
 fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {

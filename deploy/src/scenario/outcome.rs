@@ -21,6 +21,8 @@ pub struct Tick {
     pub gap: u64,
     /// The same less run delay.
     pub gap_less: u64,
+    /// SYNs sent.
+    pub syns: u64,
 }
 
 /// One outage.
@@ -63,6 +65,10 @@ pub struct Seen {
     pub outages: Vec<Outage>,
     /// The host's totals.
     pub end: Value,
+    /// When the host began to connect, and when each dead controller was live first, microseconds.
+    pub connecting: u64,
+    /// See `connecting`.
+    pub cold: Vec<u64>,
     /// When the load was steady, microseconds.
     pub started: u64,
     /// Why dead controllers were lost, or not reached, and how often each.
@@ -79,11 +85,29 @@ fn interval(values: &[f64]) -> (f64, [f64; 2]) {
     (mid, [low / mid, high / mid])
 }
 
+/// How sorted figures lie.
+fn spread(sorted: &[f64], unit: &str) -> Value {
+    let at = |share: f64| {
+        let last = sorted.len().saturating_sub(1);
+        sorted.get((share * last as f64).round() as usize).copied()
+    };
+    json!({ "unit": unit, "count": sorted.len(), "min": at(0.0), "p10": at(0.1), "p50": at(0.5),
+            "p90": at(0.9), "max": at(1.0) })
+}
+
 impl Seen {
     /// The ticks that lie between two times.
     fn between(&self, from: u64, to: u64) -> impl Iterator<Item = &Tick> {
         let length = super::TICK.as_micros() as u64;
         self.ticks.iter().filter(move |t| t.at.saturating_sub(length) >= from && t.at <= to)
+    }
+
+    /// How long after the host began to connect each dead controller was live, milliseconds.
+    fn cold_ms(&self) -> Vec<f64> {
+        let ms = |&live: &u64| live.saturating_sub(self.connecting) as f64 / 1e3;
+        let mut all: Vec<f64> = self.cold.iter().map(ms).collect();
+        all.sort_by(f64::total_cmp);
+        all
     }
 
     /// How long after its target listened each controller that was lost was live, milliseconds.
@@ -160,6 +184,11 @@ impl Seen {
                 "mtu": 1500,
             },
         });
+        report["cold"] = spread(&self.cold_ms(), "ms");
+        report["dead"]["recovered_ms"] = spread(&recoveries, "ms");
+        let syns_max = self.ticks.iter().map(|tick| tick.syns).max().unwrap_or(0);
+        report["syns_per_s_max"] = (syns_max as f64 / super::TICK.as_secs_f64()).into();
+        report["syns"] = end["syns"].clone();
         let checks = checks(scenario, &report);
         report["pass"] = checks.iter().all(|check| check["pass"] == true).into();
         report["expectations"] = checks.into();
@@ -233,6 +262,12 @@ fn checks(scenario: &Scenario, report: &Value) -> Vec<Value> {
         checks.push(most("all live after listening, ms", limit, &dead["recovered_ms_max"]));
         checks.push(most("outages too long to miss, and missed", 0, &dead["unnoticed"]));
     }
+    if let Some(limit) = expect.cold_ms_max {
+        checks.push(most("all live after the first connect, ms", limit, &report["cold"]["max"]));
+    }
+    if let Some(limit) = expect.syns_per_s_max {
+        checks.push(most("SYNs a second", limit, &report["syns_per_s_max"]));
+    }
     if expect.within_interval {
         let (iops, low) = (&healthy["iops_ratio"], &healthy["interval"][0]);
         let pass = iops.as_f64().zip(low.as_f64()).is_some_and(|(seen, low)| seen >= low);
@@ -265,6 +300,13 @@ pub fn table(report: &Value) -> String {
         dead["recovered_ms_p50"].as_f64().unwrap_or(f64::NAN),
         dead["recovered_ms_max"].as_f64().unwrap_or(f64::NAN),
     );
+    let spread = |what: &str, of: &Value| {
+        let ms = |name: &str| of[name].as_f64().unwrap_or(f64::NAN);
+        let (min, p10, p50, p90, max) = (ms("min"), ms("p10"), ms("p50"), ms("p90"), ms("max"));
+        format!("  {what}: {min:.1} {p10:.1} {p50:.1} {p90:.1} {max:.1} ms (min p10 p50 p90 max)\n")
+    };
+    text.push_str(&spread("live after the first connect", &report["cold"]));
+    text.push_str(&spread("live after listening", &dead["recovered_ms"]));
     for outage in report["outages"].as_array().into_iter().flatten() {
         let recovered = outage["recovered_ms_max"].as_f64().unwrap_or(f64::NAN);
         let back = match outage["lost"].as_u64() {
@@ -295,7 +337,8 @@ mod tests {
 
     /// A run of ten seconds, 100 I/Os a tick, with one outage from second 2 to second 6.
     fn seen(ctrls: Vec<(bool, Option<u64>)>) -> Seen {
-        let tick = |i: u64| Tick { at: i * 250_000, ios: 100, p99: 40, gap: i, gap_less: i / 2 };
+        let tick =
+            |i: u64| Tick { at: i * 250_000, ios: 100, p99: 40, gap: i, gap_less: i / 2, syns: 7 };
         let at = [2_000_000, 6_000_000, 10_000_000];
         Seen {
             depth: 1,

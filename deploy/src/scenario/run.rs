@@ -1,6 +1,7 @@
 //! The runner: a star, the processes in it, the faults in their order, and what the host told.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -114,8 +115,11 @@ struct Runner<'a> {
 impl<'a> Runner<'a> {
     fn start(scenario: &'a Scenario, transport: TransportKind, depth: u16) -> Result<Self> {
         let star = Star::up(&RigSpec::unique("moorline-run"), 2)?;
-        let healthy = target(&star.targets()[0], transport, 1)?;
-        let dead = target(&star.targets()[1], transport, scenario.dead)?;
+        let healthy = target(&star.targets()[0], transport, scenario, [1, 1])?;
+        if transport == TransportKind::Kernel {
+            star.targets()[1].add_kernel_addrs(scenario.addresses as u8)?;
+        }
+        let dead = target(&star.targets()[1], transport, scenario, places(scenario))?;
         healthy.listening()?;
         dead.listening()?;
         let host = host(&star, scenario, transport, depth, healthy.pid())?;
@@ -145,6 +149,7 @@ impl<'a> Runner<'a> {
             }
             self.watch(Duration::from_millis(20), stop)?;
         }
+        self.seen.cold = self.states.iter().map(|&(_, live)| live).collect();
         self.watch(Duration::from_millis(500), stop)?;
         self.seen.started = now_us();
         self.watch(timeline.before, stop)?;
@@ -226,7 +231,8 @@ impl<'a> Runner<'a> {
         match (fault, &self.dead) {
             (Fault::Exit | Fault::Kill, _) => {
                 let end = &self.star.targets()[1];
-                let dead = target(end, self.transport, self.scenario.dead)?;
+                let places = places(self.scenario);
+                let dead = target(end, self.transport, self.scenario, places)?;
                 let listening = dead.listening()?;
                 self.dead = Some(dead);
                 return Ok(listening);
@@ -262,7 +268,9 @@ impl<'a> Runner<'a> {
                 p99: number("p99_us"),
                 gap: number("gap_us"),
                 gap_less: number("gap_less_run_delay_us"),
+                syns: number("syns"),
             }),
+            Some("connecting") => self.seen.connecting = at,
             Some("end") => self.seen.end = event.clone(),
             Some(what @ ("live" | "disconnected" | "failed")) => {
                 let live = what == "live";
@@ -286,30 +294,55 @@ impl<'a> Runner<'a> {
     }
 }
 
-fn addr_of(end: &End, transport: TransportKind) -> std::net::IpAddr {
+fn addrs_of(end: &End, transport: TransportKind, n: u16) -> Vec<IpAddr> {
     match transport {
-        TransportKind::Xdp => end.xdp_addr(false),
-        TransportKind::Kernel => end.kernel_addr(false),
+        TransportKind::Xdp => end.xdp_addrs(n as u8), // checked when read
+        TransportKind::Kernel => end.kernel_addrs(n as u8),
     }
 }
 
+/// Addresses and ports of the dead targets.
+fn places(scenario: &Scenario) -> [u16; 2] {
+    [scenario.addresses, scenario.ports]
+}
+
+/// Where the targets on an end are: all addresses at the first port, then at the next.
+fn addrs(end: &End, transport: TransportKind, [ips, ports]: [u16; 2]) -> Vec<SocketAddr> {
+    let ips = addrs_of(end, transport, ips);
+    let at = |port| ips.iter().map(move |&ip| SocketAddr::new(ip, port));
+    (PORT..PORT + ports).flat_map(at).collect()
+}
+
 /// The options of a lane on an end.
-fn lane(end: &End, transport: TransportKind, poll: &str) -> Vec<String> {
-    let mut words = vec!["--transport", transport.name(), "--poll", poll].into_iter();
-    let mut words: Vec<String> = words.by_ref().map(str::to_owned).collect();
+fn lane(end: &End, transport: TransportKind, poll: &str, ips: u16) -> Vec<String> {
+    let words = ["--transport", transport.name(), "--poll", poll];
+    let mut words: Vec<String> = words.map(str::to_owned).into();
     if transport == TransportKind::Xdp {
-        let cidr = format!("{}/{}", end.xdp_addr(false), End::prefix(false));
-        words.extend(["--dev", end.dev(), "--addr", &cidr].map(str::to_owned));
+        words.extend(["--dev", end.dev()].map(str::to_owned));
+        for addr in addrs_of(end, transport, ips) {
+            words.extend(["--addr".to_owned(), format!("{addr}/{}", End::prefix(false))]);
+        }
     }
     words
 }
 
-fn target(end: &End, transport: TransportKind, ports: u16) -> Result<Process> {
+fn tcp_buffer(command: &mut Command, scenario: &Scenario) {
+    if let Some(bytes) = scenario.tcp_buffer {
+        command.args(["--tcp-buffer", &bytes.to_string()]);
+    }
+}
+
+fn target(
+    end: &End,
+    transport: TransportKind,
+    scenario: &Scenario,
+    places: [u16; 2],
+) -> Result<Process> {
     let mut command = end.command(std::env::current_exe()?);
     command.args(["target", "--json", "--until-stdin-ends", "--backend", "ram:64M"]);
-    command.args(lane(end, transport, "adaptive"));
-    for port in PORT..PORT + ports {
-        let addr = SocketAddr::new(addr_of(end, transport), port);
+    command.args(lane(end, transport, "adaptive", places[0]));
+    tcp_buffer(&mut command, scenario);
+    for addr in addrs(end, transport, places) {
         command.args(["--listen", &addr.to_string()]);
     }
     Process::start(command, cpus() - 1)
@@ -323,17 +356,19 @@ fn host(
     target_pid: u32,
 ) -> Result<Process> {
     let end = star.host();
-    let at =
-        |k: usize, port| SocketAddr::new(addr_of(&star.targets()[k], transport), port).to_string();
+    let at = |k: usize, places| addrs(&star.targets()[k], transport, places);
     let mut command = end.command(std::env::current_exe()?);
-    command.args(["rig-host", "--healthy", &at(0, PORT)]);
-    for port in PORT..PORT + scenario.dead {
-        command.args(["--dead", &at(1, port)]);
+    command.args(["rig-host", "--healthy", &at(0, [1, 1])[0].to_string()]);
+    let dead = at(1, places(scenario));
+    for addr in dead.iter().cycle().take(scenario.dead.into()) {
+        command.args(["--dead", &addr.to_string()]);
     }
     let kato = format!("{}ms", scenario.kato.as_millis());
     command.args(["--iodepth", &depth.to_string(), "--kato", &kato]);
+    command.args(["--io-queues", &scenario.io_queues.to_string()]);
+    tcp_buffer(&mut command, scenario);
     command.args(["--target-pid", &target_pid.to_string()]);
-    command.args(lane(end, transport, "busy"));
+    command.args(lane(end, transport, "busy", 1));
     Process::start(command, 0)
 }
 

@@ -17,6 +17,9 @@ use crate::run;
 /// How long processes in a namespace get to end by themselves when a rig is removed.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// The most addresses of one kind that an end has.
+pub const ADDRS_MAX: u8 = 64;
+
 /// Moves the calling thread, and whatever it starts from now on, into a network namespace as
 /// `ip netns` knows it. Other threads stay where they are.
 ///
@@ -83,6 +86,32 @@ impl End {
     /// The address set apart for our own stack; the kernel does not know it.
     pub fn xdp_addr(&self, v6: bool) -> IpAddr {
         if v6 { self.v6(0x10).into() } else { Ipv4Addr::new(10, 99, 0, self.number + 10).into() }
+    }
+
+    /// `n` addresses for our own stack, 64 at most, the first as [`End::xdp_addr`]; IPv4. For one
+    /// end of a rig: another's would be the same.
+    pub fn xdp_addrs(&self, n: u8) -> Vec<IpAddr> {
+        let more = (1..n.min(ADDRS_MAX)).map(|k| Ipv4Addr::new(10, 99, 0, 100 + k).into());
+        std::iter::once(self.xdp_addr(false)).chain(more).collect()
+    }
+
+    /// As [`End::xdp_addrs`], for kernel sockets; [`End::add_kernel_addrs`] gives them to the
+    /// kernel.
+    pub fn kernel_addrs(&self, n: u8) -> Vec<IpAddr> {
+        let more = (1..n.min(ADDRS_MAX)).map(|k| Ipv4Addr::new(10, 99, 0, 180 + k).into());
+        std::iter::once(self.kernel_addr(false)).chain(more).collect()
+    }
+
+    /// Gives the kernel all of [`End::kernel_addrs`].
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn add_kernel_addrs(&self, n: u8) -> Result<()> {
+        for addr in self.kernel_addrs(n).iter().skip(1) {
+            let cidr = format!("{addr}/{}", Self::prefix(false));
+            run::ip(&["-n", &self.netns, "addr", "add", &cidr, "dev", self.dev])?;
+        }
+        Ok(())
     }
 
     /// Bits of the network part of the addresses.
@@ -227,6 +256,14 @@ mod tests {
         assert_eq!(text(host.xdp_addr(true)), "fd99::11");
         assert_eq!(text(target.xdp_addr(false)), "10.99.0.12");
         assert_eq!(text(target.xdp_addr(true)), "fd99::12");
+    }
+
+    #[test]
+    fn many_addresses_are_all_different() {
+        let end = End::star_target("x", 1);
+        let all = [end.xdp_addrs(ADDRS_MAX), end.kernel_addrs(ADDRS_MAX)].concat();
+        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), 128);
+        assert_eq!(end.xdp_addrs(1), [end.xdp_addr(false)]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod record;
 mod run;
 mod star;
 
-pub use end::{End, enter};
+pub use end::{ADDRS_MAX, End, enter};
 pub use record::{Owner, Status};
 pub use run::{CAPABILITIES, has_capabilities, possible};
 pub use star::{STAR_TARGETS_MAX, Star};
