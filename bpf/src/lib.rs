@@ -4,6 +4,7 @@
 //! that it is gone with the process, however the process ends. An interface that already carries
 //! an XDP program is left alone.
 
+mod announce;
 pub mod netdev;
 
 use std::fmt;
@@ -21,6 +22,8 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, OpenObject};
 mod skeleton {
     include!(concat!(env!("OUT_DIR"), "/steer.skel.rs"));
 }
+
+pub use announce::Announcements;
 
 /// Addresses of one family that a lane can own.
 pub const ADDRS_MAX: usize = 32;
@@ -110,7 +113,8 @@ pub enum Error {
     },
 }
 
-/// Frames by what the program made of them. All but `no_socket` add up to the frames seen.
+/// Frames by what the program made of them. All but `no_socket` and `unheard` add
+/// up to the frames seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Not for us: passed to the kernel.
@@ -125,8 +129,12 @@ pub struct Counters {
     pub nd: u64,
     /// Cut short, or not what its type says: passed to the kernel.
     pub malformed: u64,
+    /// Another node says to all that it is there: passed to the kernel, and copied to us.
+    pub announcements: u64,
     /// Of ours (counted above too), on a receive queue without a socket: dropped.
     pub no_socket: u64,
+    /// Announcements (counted above too) that we did not hear: they came too fast.
+    pub unheard: u64,
 }
 
 /// The steering program, attached. Dropping it detaches it.
@@ -135,6 +143,7 @@ pub struct Steering {
     link: OwnedFd,
     xsks: MapHandle,
     counters: MapHandle,
+    announcements: Announcements,
     mode: Mode,
 }
 
@@ -168,7 +177,8 @@ impl Steering {
             MapHandle::try_from(map).map_err(|source| Error::Map { what: "keep a map", source })
         };
         let (xsks, counters) = (handle(&skel.maps.xsks)?, handle(&skel.maps.counters)?);
-        Ok(Self { link, xsks, counters, mode })
+        let announcements = Announcements::of(handle(&skel.maps.announcements)?)?;
+        Ok(Self { link, xsks, counters, announcements, mode })
     }
 
     /// The mode in use: never [`Mode::Auto`].
@@ -187,6 +197,11 @@ impl Steering {
             what: "register the AF_XDP socket with the steering program",
             source,
         })
+    }
+
+    /// Announcements of other nodes, in the order in which they came.
+    pub fn announcements(&self) -> &Announcements {
+        &self.announcements
     }
 
     /// What the program has seen since it was attached.
@@ -344,7 +359,9 @@ fn read_counters(map: &impl MapCore) -> Result<Counters, Error> {
         arp: read(3)?,
         nd: read(4)?,
         malformed: read(5)?,
-        no_socket: read(6)?,
+        announcements: read(6)?,
+        no_socket: read(7)?,
+        unheard: read(8)?,
     })
 }
 

@@ -5,9 +5,11 @@
 // fragments too), by the addresses in an ARP packet, and by the target of a neighbour
 // solicitation or advertisement. A frame cut short, or not what its type says, is the kernel's.
 //
-// Known limits: a frame has one receiver, so broadcast announcements of other nodes (gratuitous
-// ARP, unsolicited NA) stay with the kernel; we learn of such a change by asking again. A tag that
-// the NIC has taken off (as with a VLAN device of the kernel on veth) is not seen here.
+// A frame has one receiver, but announcements of other nodes (gratuitous ARP, unsolicited NA)
+// concern both the kernel and us: they go to the kernel, and we get a copy through a ring buffer.
+//
+// Known limit: a tag that the NIC has taken off (as with a VLAN device of the kernel on veth) is
+// not seen here.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -23,10 +25,15 @@
 #define VLAN_NONE 0xffff
 #define VLAN_VID_MASK 0x0fff
 
-// In step with `Verdict` in lib.rs. The first six name what a frame is, and add up to the frames
-// seen; NO_SOCKET counts, beside that, those of ours whose queue has no socket (dropped, since
-// the kernel does not own their address).
-enum verdict { PASS_OTHER, IPV4, IPV6, ARP, ND, MALFORMED, NO_SOCKET, VERDICTS };
+// A VLAN tag, and a neighbour advertisement with its link-layer address option.
+#define ANNOUNCEMENT_MAX 94
+
+// In step with `read_counters` in lib.rs. The first seven name what a frame is, and add up to the
+// frames seen. Counted beside that: NO_SOCKET, those of ours whose queue has no socket (dropped,
+// since the kernel does not own their address); UNHEARD, announcements that found the ring full.
+enum verdict {
+	PASS_OTHER, IPV4, IPV6, ARP, ND, MALFORMED, ANNOUNCEMENT, NO_SOCKET, UNHEARD, VERDICTS
+};
 
 // Written by the loader before the program is loaded; constants to the verifier.
 const volatile __u32 addrs4[ADDRS_MAX];
@@ -48,6 +55,18 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } counters SEC(".maps");
+
+// In step with `Announced` in lib.rs.
+struct announcement {
+	__u16 len;
+	__u8 frame[ANNOUNCEMENT_MAX];
+};
+
+// When it is full, news are lost: nodes announce themselves more than once, and are asked for.
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 16384);
+} announcements SEC(".maps");
 
 struct vlan_header {
 	__be16 tci;
@@ -95,7 +114,7 @@ static __always_inline int is_our_ip6(const struct in6_addr *addr)
 	return 0;
 }
 
-static __always_inline enum verdict classify_arp(const void *p, const void *end)
+static __always_inline enum verdict classify_arp(const void *p, const void *end, int group)
 {
 	const struct arp_packet *arp = p;
 	__u32 sender, target;
@@ -109,7 +128,10 @@ static __always_inline enum verdict classify_arp(const void *p, const void *end)
 	__builtin_memcpy(&target, arp->target_ip, 4);
 	// The target is ours: a question to us, or the answer to ours. The sender is ours: another
 	// node claims our address (the answer to an RFC 5227 probe has no target address).
-	return is_our_ip4(target) || is_our_ip4(sender) ? ARP : PASS_OTHER;
+	if (is_our_ip4(target) || is_our_ip4(sender))
+		return ARP;
+	// RFC 5227 §3: request or reply, to all.
+	return group && sender == target && sender ? ANNOUNCEMENT : PASS_OTHER;
 }
 
 static __always_inline enum verdict classify_ip4(const void *p, const void *end)
@@ -119,6 +141,13 @@ static __always_inline enum verdict classify_ip4(const void *p, const void *end)
 	if ((const void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
 		return MALFORMED;
 	return is_our_ip4(ip->daddr) ? IPV4 : PASS_OTHER;
+}
+
+static __always_inline int is_all_nodes(const struct in6_addr *addr)
+{
+	const __u32 *a = addr->in6_u.u6_addr32;
+
+	return a[0] == bpf_htonl(0xff020000) && !a[1] && !a[2] && a[3] == bpf_htonl(1);
 }
 
 static __always_inline enum verdict classify_ip6(const void *p, const void *end)
@@ -141,7 +170,9 @@ static __always_inline enum verdict classify_ip6(const void *p, const void *end)
 	if ((const void *)(target + 1) > end)
 		return MALFORMED;
 	// To our solicited-node group, or to all nodes: only the target tells whether it is for us.
-	return ours || is_our_ip6(target) ? ND : PASS_OTHER;
+	if (ours || is_our_ip6(target))
+		return ND;
+	return icmp->icmp6_type == 136 && is_all_nodes(&ip->daddr) ? ANNOUNCEMENT : PASS_OTHER;
 }
 
 static __always_inline enum verdict classify(const void *p, const void *end)
@@ -171,10 +202,31 @@ static __always_inline enum verdict classify(const void *p, const void *end)
 	case ETH_P_IPV6:
 		return classify_ip6(p, end);
 	case ETH_P_ARP:
-		return classify_arp(p, end);
+		return classify_arp(p, end, eth->h_dest[0] & 1);
 	default: // another protocol, or a tag that is not ours
 		return PASS_OTHER;
 	}
+}
+
+// Copies an announcement into the ring; userspace parses it as it would the frame.
+static __always_inline void hear(struct xdp_md *ctx)
+{
+	__u64 len = bpf_xdp_get_buff_len(ctx);
+	struct announcement *copy = bpf_ringbuf_reserve(&announcements, sizeof(*copy), 0);
+
+	if (!copy) {
+		count(UNHEARD);
+		return;
+	}
+	if (len > ANNOUNCEMENT_MAX)
+		len = ANNOUNCEMENT_MAX;
+	if (len < sizeof(struct ethhdr) ||
+	    bpf_xdp_load_bytes(ctx, 0, copy->frame, len)) {
+		bpf_ringbuf_discard(copy, 0);
+		return;
+	}
+	copy->len = len;
+	bpf_ringbuf_submit(copy, 0);
 }
 
 SEC("xdp.frags")
@@ -185,7 +237,9 @@ int steer(struct xdp_md *ctx)
 	int action;
 
 	count(verdict);
-	if (verdict == PASS_OTHER || verdict == MALFORMED)
+	if (verdict == ANNOUNCEMENT)
+		hear(ctx);
+	if (verdict == PASS_OTHER || verdict == MALFORMED || verdict == ANNOUNCEMENT)
 		return XDP_PASS;
 	action = bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
 	if (action != XDP_REDIRECT)

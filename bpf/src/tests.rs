@@ -253,3 +253,103 @@ fn a_configuration_that_cannot_be_is_refused_in_words() {
     let error = load(&many, &mut object).err().unwrap();
     assert!(error.to_string().contains("more than 32"), "{error}");
 }
+
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+fn to_all(mut frame: Vec<u8>) -> Vec<u8> {
+    let group = if frame[12] == 0x86 { [0x33, 0x33, 0, 0, 0, 1] } else { [0xff; 6] };
+    frame[..6].copy_from_slice(&group);
+    frame
+}
+
+/// An unsolicited advertisement with its option.
+fn unsolicited(target: Ipv6Addr) -> Vec<u8> {
+    let mut icmp = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+    icmp.extend(target.octets());
+    icmp.extend([2, 1, 2, 0, 0, 0, 0, 2]);
+    to_all(ip6(ALL_NODES, 58, &icmp))
+}
+
+/// Runs `frames` through a freshly loaded program; returns what was heard, and what was counted.
+fn heard(vlan: Option<u16>, frames: &[Vec<u8>]) -> (Vec<Vec<u8>>, Counters) {
+    let mut object = MaybeUninit::uninit();
+    let skel = load(&config(vlan), &mut object).unwrap();
+    let map = MapHandle::try_from(&skel.maps.announcements).unwrap();
+    let announcements = Announcements::of(map).unwrap();
+    for frame in frames {
+        let input = ProgramInput { data_in: Some(frame), ..Default::default() };
+        assert_eq!(skel.progs.steer.test_run(input).unwrap().return_value, XDP_PASS);
+    }
+    let mut copies = Vec::new();
+    while announcements.poll(&mut |frame| copies.push(frame.to_vec())) > 0 {}
+    (copies, read_counters(&skel.maps.counters).unwrap())
+}
+
+#[test]
+fn announcements_of_others_go_to_the_kernel_and_are_heard_whole() {
+    if !rights() {
+        return;
+    }
+    let plain =
+        vec![to_all(arp(1, OTHER4, OTHER4)), to_all(arp(2, OTHER4, OTHER4)), unsolicited(OTHER6)];
+    let in_vlan: Vec<_> = plain.iter().map(|frame| tagged(0x8100, 5, frame)).collect();
+    for (vlan, frames) in [(None, plain), (Some(5), in_vlan)] {
+        let (copies, counters) = heard(vlan, &frames);
+        assert_eq!(copies, frames);
+        assert_eq!(counters, Counters { announcements: 3, ..Counters::default() });
+    }
+}
+
+#[test]
+fn what_announces_nobody_is_not_heard() {
+    if !rights() {
+        return;
+    }
+    let mut solicited = unsolicited(OTHER6);
+    solicited[14 + 24..14 + 40].copy_from_slice(&OTHER6.octets()); // to one node
+    let mut solicitation = unsolicited(OTHER6);
+    solicitation[14 + 40] = 135;
+    let frames = [
+        arp(1, OTHER4, OTHER4),         // to one station
+        to_all(arp(1, [0; 4], OTHER4)), // a probe
+        to_all(arp(1, [0; 4], [0; 4])),
+        to_all(arp(1, [10, 0, 0, 8], OTHER4)), // a question
+        solicited,
+        solicitation,
+        tagged(0x8100, 6, &to_all(arp(1, OTHER4, OTHER4))), // in another VLAN
+    ];
+    let (copies, counters) = heard(None, &frames);
+    assert_eq!(copies, Vec::<Vec<u8>>::new());
+    assert_eq!(counters, Counters { pass_other: 7, ..Counters::default() });
+}
+
+#[test]
+fn a_claim_to_our_address_is_ours_even_if_it_is_an_announcement() {
+    let frames = [to_all(arp(1, OURS4, OURS4)), to_all(arp(2, OURS4, OURS4))];
+    ours(None, &frames, Counters { arp: 2, ..Counters::default() });
+    ours(None, &[unsolicited(OURS6)], Counters { nd: 1, ..Counters::default() });
+}
+
+#[test]
+fn a_storm_of_announcements_fills_the_ring_and_no_more() {
+    if !rights() {
+        return;
+    }
+    let frames = vec![to_all(arp(1, OTHER4, OTHER4)); 1000];
+    let (copies, counters) = heard(None, &frames);
+    assert_eq!(counters.announcements, 1000);
+    assert_eq!(copies.len() as u64 + counters.unheard, 1000);
+    // 16 KiB in records of 96 bytes and their headers.
+    assert!((150..=160).contains(&copies.len()), "{}", copies.len());
+}
+
+#[test]
+fn a_long_announcement_is_heard_in_part() {
+    if !rights() {
+        return;
+    }
+    let mut long = unsolicited(OTHER6);
+    long.extend([0; 200]);
+    let (copies, _) = heard(None, &[long.clone()]);
+    assert_eq!(copies, [&long[..94]]);
+}

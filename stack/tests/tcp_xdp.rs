@@ -228,3 +228,35 @@ fn we_connect_to_linux() {
         }
     }
 }
+
+#[test]
+fn a_node_that_comes_up_is_heard_of_and_answers() {
+    let Some(rig) = rig(1500) else { return };
+    let mut host = tcp(rig.host());
+    let ips = [false, true].map(|v6| rig.target().xdp_addr(v6));
+    for ip in ips {
+        assert_eq!(call(&mut host, SocketAddr::new(ip, PORT), 1), Cause::NeighbourTimeout);
+    }
+    let mut target = tcp(rig.target());
+    let local = SocketAddr::new(ips[0], PORT);
+    target.listen(Instant::monotonic(), local, &ListenOptions::default()).unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| serve(&mut target, &stop));
+        let _stop = Stop(&stop);
+        let mut heard = Vec::new();
+        let start = Instant::monotonic();
+        while heard.len() < 2 {
+            let now = Instant::monotonic();
+            assert!(now - start < LIMIT, "only {heard:?}");
+            host.turn(now);
+            heard.extend(std::iter::from_fn(|| host.poll_event()));
+            host.flush(now);
+            host.wait(Some(now + Duration::from_secs(1)), &[]).unwrap();
+        }
+        assert_eq!(heard, ips.map(Event::Reachable), "nobody was asked");
+        assert_eq!(call(&mut host, local, 1000), Cause::Closed);
+    });
+    let counters = host.link().steering_counters().unwrap();
+    assert!(counters.announcements >= 2 && counters.unheard == 0, "{counters:?}");
+}

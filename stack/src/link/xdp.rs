@@ -2,13 +2,14 @@
 //!
 //! It owns the steering program and the socket; both are gone when it is. Frames are copied by
 //! nobody here but when one spans several descriptors. A turn costs one `sendto` when there is
-//! something to send, and nothing otherwise.
+//! something to send, and nothing otherwise. Announcements of other nodes come by way of the
+//! program's ring buffer, as frames that the kernel has got too.
 
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use moorline_bpf::{Counters, Mode, Steering};
+use moorline_bpf::{Announcements, Counters, Mode, Steering};
 use moorline_xsk::{Report, RingStats, Sender, Socket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -26,6 +27,10 @@ const FLUSH_RETRY: Duration = Duration::from_micros(20);
 /// How often to ask whether the interface is still there; also the longest sleep.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// After as many announcements as are heard at once, the others wait, or are lost: a storm of them
+/// costs no more than 32 looks at a table a millisecond.
+const HEAR_PAUSE: Duration = Duration::from_millis(1);
+
 /// Descriptors beside our own that [`Link::wait`] can watch.
 pub const ALSO_MAX: usize = 7;
 
@@ -40,6 +45,8 @@ pub struct XdpLink {
     watchdog: Watchdog,
     flush_again: Option<Instant>,
     next_check: Instant,
+    /// When to look for announcements again.
+    hear_at: Instant,
     slack_set: bool,
     syscalls: u64,
 }
@@ -61,6 +68,7 @@ impl XdpLink {
             watchdog: Watchdog::default(),
             flush_again: None,
             next_check: Instant::ZERO,
+            hear_at: Instant::ZERO,
             slack_set: false,
             syscalls: 0,
         }
@@ -133,11 +141,19 @@ impl Link for XdpLink {
 
     fn receive(
         &mut self,
-        _now: Instant,
+        now: Instant,
         budget: usize,
         each: &mut impl FnMut(&[u8], &mut Sender),
     ) -> usize {
-        self.socket.receive(budget, each)
+        let received = self.socket.receive(budget, each);
+        if now >= self.hear_at {
+            let tx = self.socket.sender();
+            let heard = self.steering.announcements().poll(&mut |frame| each(frame, tx));
+            if heard == Announcements::AT_ONCE {
+                self.hear_at = now + HEAR_PAUSE;
+            }
+        }
+        received
     }
 
     fn tx(&mut self) -> &mut Sender {
@@ -178,17 +194,24 @@ impl Link for XdpLink {
             self.slack_set = true;
         }
         let now = Instant::monotonic();
+        let hears = now >= self.hear_at;
+        let until = if hears { until } else { earliest(until, Some(self.hear_at)) };
         let timeout = until.map_or(CHECK_INTERVAL, |until| until.since(now)).min(CHECK_INTERVAL);
         let timeout = Timespec {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
         let socket = self.socket.as_fd();
-        let mut fds: [PollFd<'_>; 1 + ALSO_MAX] = std::array::from_fn(|i| {
-            let fd = if i == 0 { socket } else { *also.get(i - 1).unwrap_or(&socket) };
+        let ring = if hears { self.steering.announcements().as_fd() } else { socket };
+        let mut fds: [PollFd<'_>; 2 + ALSO_MAX] = std::array::from_fn(|i| {
+            let fd = match i {
+                0 => socket,
+                1 => ring,
+                _ => *also.get(i - 2).unwrap_or(&socket),
+            };
             PollFd::from_borrowed_fd(fd, PollFlags::IN)
         });
-        let ready = poll(&mut fds[..1 + also.len()], Some(&timeout));
+        let ready = poll(&mut fds[..2 + also.len()], Some(&timeout));
         self.syscalls += 1;
         match ready {
             // Neither readiness nor an error tells that the interface is gone.
