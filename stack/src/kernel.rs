@@ -489,6 +489,15 @@ impl Transport for KernelSockets {
         }
     }
 
+    fn set_timeouts(&mut self, id: ConnId, options: &ConnOptions) -> bool {
+        let Some(conn) = self.conn_mut(id) else { return false };
+        let Ok(deadline) = conn.set_timeouts(options) else { return false };
+        if deadline.is_some() {
+            self.deadlines.set(id.index, deadline);
+        }
+        true
+    }
+
     fn close(&mut self, now: Instant, id: ConnId) {
         let Some(conn) = self.conn_mut(id) else { return };
         match conn.stage {

@@ -166,6 +166,10 @@ impl Transport for Pipe {
         self.net.borrow_mut().abort(now, self.end, conn);
     }
 
+    fn set_timeouts(&mut self, conn: ConnId, options: &ConnOptions) -> bool {
+        self.net.borrow_mut().set_timeouts(self.end, conn, options)
+    }
+
     fn flush(&mut self, now: Instant) {
         self.net.borrow_mut().flush(now, self.end);
     }

@@ -35,6 +35,14 @@ impl Instant {
         let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         Self(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
     }
+
+    /// A deadline that was made with the timeout `before`, made with `timeout` instead: what it
+    /// counts from stays.
+    #[must_use]
+    pub fn retimed(self, before: Duration, timeout: Duration) -> Self {
+        let before = u64::try_from(before.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(before)) + timeout
+    }
 }
 
 impl Add<Duration> for Instant {

@@ -272,6 +272,13 @@ pub trait Transport {
     /// Sends RST and forgets; `Closed` follows.
     fn abort(&mut self, now: Instant, conn: ConnId);
 
+    /// Gives a connection the timeouts of `options` (nothing else of them): what is armed is moved,
+    /// as if it had been armed with them. `false`: the engine cannot, or the connection is gone.
+    fn set_timeouts(&mut self, conn: ConnId, options: &ConnOptions) -> bool {
+        let _ = (conn, options);
+        false
+    }
+
     /// Puts on the wire what was sent in this turn, within its budget, with one wakeup.
     fn flush(&mut self, now: Instant);
 

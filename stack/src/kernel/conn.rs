@@ -53,6 +53,12 @@ pub(super) struct Arrived {
     pub more: bool,
 }
 
+/// How long sent data may stay unacknowledged. The kernel's own rule gives up after minutes.
+fn limit_acks(fd: &OwnedFd, options: &ConnOptions) -> rustix::io::Result<()> {
+    let ms = options.ack_timeout.as_millis().clamp(1, u128::from(u32::MAX)) as u32;
+    sockopt::set_tcp_user_timeout(fd, ms)
+}
+
 impl Conn {
     pub fn new(
         now: Instant,
@@ -62,9 +68,7 @@ impl Conn {
         options: &ConnOptions,
     ) -> rustix::io::Result<Self> {
         sockopt::set_tcp_nodelay(&fd, true)?;
-        // The kernel's own rule gives up after minutes; this one is ours.
-        let ack_timeout = options.ack_timeout.as_millis().clamp(1, u128::from(u32::MAX)) as u32;
-        sockopt::set_tcp_user_timeout(&fd, ack_timeout)?;
+        limit_acks(&fd, options)?;
         Ok(Self {
             fd,
             stage,
@@ -81,6 +85,17 @@ impl Conn {
             to_write: false,
             to_ack: false,
             hung_up: false,
+        })
+    }
+
+    /// Takes over the timeouts of `options`; returns the deadline of the stage, if it has one.
+    pub fn set_timeouts(&mut self, options: &ConnOptions) -> rustix::io::Result<Option<Instant>> {
+        limit_acks(&self.fd, options)?;
+        self.drain_timeout = options.drain_timeout;
+        Ok(match self.stage {
+            Stage::SynSent => Some(self.since + options.connect_timeout),
+            Stage::Draining => Some(self.since + options.drain_timeout),
+            Stage::Resolving | Stage::SynReceived | Stage::Established => None,
         })
     }
 

@@ -365,6 +365,12 @@ impl Net {
         self.end_side(now, end, number, Cause::Aborted);
     }
 
+    pub fn set_timeouts(&mut self, end: usize, id: ConnId, options: &ConnOptions) -> bool {
+        let Some(conn) = self.conn(end, id) else { return false };
+        conn.sides[end].options = options.clone(); // buffers were made when it was
+        true
+    }
+
     pub fn reset(&mut self, now: Instant, end: usize, id: ConnId) {
         if let Some(conn) = self.conn(end, id) {
             conn.sides.iter_mut().for_each(|side| side.reset_at = Some(now));

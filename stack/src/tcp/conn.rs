@@ -339,6 +339,24 @@ impl Conn {
         }
     }
 
+    /// Takes over the timeouts of `options`, also for what is armed.
+    pub(super) fn set_timeouts(&mut self, options: &ConnOptions) {
+        let before = self.ack_timeout();
+        let ConnOptions { connect_timeout, ack_timeout, drain_timeout, .. } = *options;
+        let ours = &mut self.options;
+        (ours.connect_timeout, ours.ack_timeout) = (connect_timeout, ack_timeout);
+        ours.drain_timeout = drain_timeout;
+        let after = self.ack_timeout();
+        let unacked = &mut self.timers[Timer::Unacked as usize];
+        *unacked = unacked.map(|at| at.retimed(before, after));
+        let stage = match self.stage {
+            Stage::SynSent => connect_timeout,
+            Stage::Draining => drain_timeout,
+            Stage::Resolving | Stage::SynReceived | Stage::Established => return,
+        };
+        self.timers[Timer::Stage as usize] = Some(self.since + stage);
+    }
+
     /// A peer whose window is closed answers probes only, and those are up to the longest RTO
     /// apart.
     pub(super) fn ack_timeout(&self) -> Duration {

@@ -359,6 +359,13 @@ impl<L: Link> Transport for Tcp<L> {
         }
     }
 
+    fn set_timeouts(&mut self, id: ConnId, options: &ConnOptions) -> bool {
+        let Some(conn) = self.engine.slots.of_mut(id) else { return false };
+        conn.set_timeouts(options);
+        self.engine.deadlines.set(id.index, conn.deadline());
+        true
+    }
+
     fn flush(&mut self, now: Instant) {
         let tx = self.link.tx();
         self.lane.transmit(tx);

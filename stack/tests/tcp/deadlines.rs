@@ -240,3 +240,38 @@ fn deadline_waits_for_more_frames_than_a_turn_takes() {
     }
     assert_eq!(pair.a.closed(a), None);
 }
+
+#[test]
+fn an_ack_timeout_is_changed_while_it_runs_and_counts_from_where_it_began() {
+    for timeout in [Duration::from_millis(500), Duration::from_secs(7)] {
+        let mut pair = Pair::new(&PairOptions::default());
+        let (a, _) = pair.established(&ListenOptions::default(), &ConnOptions::default());
+        pair.a.tcp.send(a, &[1; 100]);
+        pair.run(Duration::from_millis(500));
+        blackhole_b(&mut pair);
+        let silent = pair.now;
+        pair.a.tcp.send(a, &[2; 100]);
+        pair.run(Duration::from_millis(300));
+        let options = ConnOptions { ack_timeout: timeout, ..ConnOptions::default() };
+        assert!(pair.a.tcp.set_timeouts(a, &options));
+        pair.run(Duration::from_secs(10));
+        let (at, why) = pair.a.closed(a).unwrap();
+        assert_eq!((at, why.cause), (silent + timeout, Cause::AckTimeout));
+        assert!(!pair.a.tcp.set_timeouts(a, &options), "it is gone");
+    }
+}
+
+#[test]
+fn a_connect_timeout_is_changed_while_it_runs() {
+    for timeout in [Duration::from_millis(400), Duration::from_secs(2)] {
+        let mut pair = Pair::new(&PairOptions::default());
+        blackhole_b(&mut pair);
+        let a = pair.connect(&ConnOptions::default());
+        pair.run(Duration::from_millis(200));
+        let options = ConnOptions { connect_timeout: timeout, ..ConnOptions::default() };
+        assert!(pair.a.tcp.set_timeouts(a, &options));
+        pair.run(Duration::from_secs(5));
+        let (at, why) = pair.a.closed(a).unwrap();
+        assert_eq!((at - Instant::ZERO, why.cause), (timeout, Cause::ConnectTimeout));
+    }
+}
