@@ -11,10 +11,11 @@ use moorline_nvme::host::CtrlConfig;
 use moorline_stack::transport::ConnOptions;
 use serde::Serialize;
 
-use crate::commands::{ctl, discover, doctor, floor, identify, perf, rig, rig_host, target};
+use crate::commands::{ctl, discover, doctor, floor, identify, perf, rig, target};
 use crate::exit::Exit;
 use crate::perf::report::{TransportKind, VERSION};
 use crate::perf::workload::parse_duration;
+use crate::scenario::host;
 use crate::serve;
 
 /// NVMe/TCP in userspace, over AF_XDP or kernel sockets.
@@ -65,7 +66,7 @@ pub enum Command {
     PlainServer(floor::PlainServerArgs),
     /// The host of a scenario.
     #[command(hide = true)]
-    RigHost(rig_host::RigHostArgs),
+    RigHost(host::RigHostArgs),
 }
 
 impl Command {
@@ -85,7 +86,7 @@ impl Command {
             Self::Rig(args) => rig::run(args),
             Self::FloorServer(args) => floor::floor_server(&args),
             Self::PlainServer(args) => floor::plain_server(&args),
-            Self::RigHost(args) => rig_host::run(&args),
+            Self::RigHost(args) => host::run(&args),
         }
     }
 }

@@ -7,5 +7,5 @@ pub mod floor;
 pub mod identify;
 pub mod perf;
 pub mod rig;
-pub mod rig_host;
+
 pub mod target;

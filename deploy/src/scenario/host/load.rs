@@ -1,0 +1,194 @@
+//! The load of the healthy controller, what a tick of it came to, and its longest gaps: how long
+//! nothing ended, and what went on meanwhile.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
+use moorline_nvme::host::{Io, IoDone, IoOp};
+use moorline_stack::Instant;
+use moorline_stack::mem::{Arena, IoBuf};
+use moorline_stack::rng::Rng;
+use serde_json::{Value, json};
+
+use super::delays::{Delayed, Delays};
+use super::us;
+use crate::scenario::TICK;
+
+/// Bytes of one I/O.
+const BS: usize = 4096;
+/// How often run delay is read, so that it can be told whose a gap is.
+const DELAY_EVERY: Duration = Duration::from_millis(10);
+/// A gap above this is looked at.
+const GAP: Duration = Duration::from_millis(2);
+
+/// The load.
+#[derive(Debug)]
+pub struct Load {
+    idle: Vec<(u64, IoBuf)>,
+    random: Rng,
+    /// I/Os that ended well, in the ticks that are over.
+    pub ios_all: u64,
+    /// I/Os that did not.
+    pub errors: u64,
+    ios: u64,
+    latency_us: Histogram<u64>,
+    last: Instant,
+    /// The tick's longest gap, and the longest less run delay.
+    gap: Duration,
+    gap_less_delay: Duration,
+    /// What is known of the tick's longest gap, where it was looked at.
+    longest: Option<Gap>,
+    delays: Delays,
+    /// Segments sent again when run delay was last read.
+    retransmits: u64,
+    busy: Busy,
+    next_delay: Instant,
+    /// When the tick is over.
+    pub next_tick: Instant,
+}
+
+/// What the host was busy with, at longest, since the last I/O ended.
+#[derive(Clone, Copy, Debug, Default)]
+struct Busy {
+    turn: Duration,
+    between: Duration,
+}
+
+/// A gap, and what went on meanwhile: since run delay was read last before it, at most 10 ms.
+#[derive(Clone, Debug)]
+struct Gap {
+    end: Instant,
+    length: Duration,
+    delayed: Delayed,
+    busy: Busy,
+    retransmits: u64,
+}
+
+impl Gap {
+    fn report(&self) -> Value {
+        let micros = |d: Duration| d.as_micros() as u64;
+        let softirqs: Vec<_> = self.delayed.softirqs.iter().map(|d| micros(*d)).collect();
+        json!({
+            "t_us": us(self.end), "gap_us": micros(self.length),
+            "host_delay_us": micros(self.delayed.host),
+            "target_delay_us": micros(self.delayed.target),
+            "ksoftirqd_delay_us": softirqs,
+            "turn_us": micros(self.busy.turn), "between_turns_us": micros(self.busy.between),
+            "retransmits": self.retransmits,
+        })
+    }
+}
+
+impl Load {
+    /// `depth` reads under way; the target is process `target_pid`.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn new(now: Instant, depth: u16, target_pid: Option<u32>) -> Result<Self> {
+        let depth = usize::from(depth);
+        let mut arena = Arena::new(depth * BS);
+        let mut idle = Vec::with_capacity(depth);
+        for tag in 0..depth {
+            idle.push((tag as u64, arena.take(BS).context("I/O memory is used up")?));
+        }
+        Ok(Self {
+            idle,
+            random: Rng::new(1),
+            ios_all: 0,
+            errors: 0,
+            ios: 0,
+            latency_us: Histogram::new_with_bounds(1, 60_000_000, 3)?,
+            last: Instant::ZERO,
+            gap: Duration::ZERO,
+            gap_less_delay: Duration::ZERO,
+            longest: None,
+            delays: Delays::new(target_pid),
+            retransmits: 0,
+            busy: Busy::default(),
+            next_delay: now,
+            next_tick: now + TICK,
+        })
+    }
+
+    /// The next I/O, on a namespace of `blocks` blocks, if one is not under way.
+    pub fn next_io(&mut self, blocks: u64) -> Option<Io> {
+        let (tag, buf) = self.idle.pop()?;
+        let lba = self.random.below(blocks);
+        Some(Io { tag, op: IoOp::Read, nsid: 1, lba, blocks: 1, buf: Some(buf), buf_offset: 0 })
+    }
+
+    /// An I/O was not taken.
+    pub fn refused(&mut self, io: Io) {
+        self.idle.push((io.tag, io.buf.expect("it was submitted with one")));
+    }
+
+    /// An I/O has ended; `retransmits` counts the segments sent again so far.
+    pub fn ended(&mut self, now: Instant, done: IoDone, retransmits: impl FnOnce() -> u64) {
+        let buf = done.buf.expect("reads come back with their buffer");
+        self.idle.push((done.tag, buf));
+        if !done.status.is_success() {
+            self.errors += 1;
+            return;
+        }
+        self.ios += 1;
+        self.latency_us.saturating_record(now.since(done.submitted).as_micros() as u64);
+        if self.last != Instant::ZERO {
+            self.gap_until(now, retransmits);
+        }
+        self.last = now;
+        self.busy = Busy::default();
+    }
+
+    /// A turn took `turn`, and began `between` after the one before had ended.
+    pub fn turned(&mut self, turn: Duration, between: Duration) {
+        self.busy.turn = self.busy.turn.max(turn);
+        self.busy.between = self.busy.between.max(between);
+    }
+
+    /// Nothing ended from the last end until `now`.
+    fn gap_until(&mut self, now: Instant, retransmits: impl FnOnce() -> u64) {
+        let length = now.since(self.last);
+        let mut less_delay = length;
+        if length >= GAP {
+            let delayed = self.delays.since_mark();
+            less_delay = length.saturating_sub(delayed.host + delayed.target);
+            if length > self.gap {
+                let retransmits = retransmits().saturating_sub(self.retransmits);
+                self.longest =
+                    Some(Gap { end: now, length, delayed, busy: self.busy, retransmits });
+            }
+        }
+        self.gap = self.gap.max(length);
+        self.gap_less_delay = self.gap_less_delay.max(less_delay);
+    }
+
+    /// Reads run delay now and then, and closes a tick when it is over.
+    pub fn tick(&mut self, now: Instant, retransmits: impl Fn() -> u64) -> Option<Value> {
+        if now >= self.next_delay && now.since(self.last) < GAP {
+            // Only between two ends that are close: what a gap lost is not to be split.
+            self.delays.mark();
+            self.retransmits = retransmits();
+            self.next_delay = now + DELAY_EVERY;
+        }
+        if now < self.next_tick {
+            return None;
+        }
+        if self.last != Instant::ZERO {
+            self.gap_until(now, retransmits);
+        }
+        let line = json!({
+            "event": "tick", "t_us": us(now), "ios": self.ios,
+            "p99_us": self.latency_us.value_at_quantile(0.99),
+            "gap_us": self.gap.as_micros() as u64,
+            "gap_less_run_delay_us": self.gap_less_delay.as_micros() as u64,
+            "gap": self.longest.take().map(|gap| gap.report()),
+        });
+        self.ios_all += self.ios;
+        self.ios = 0;
+        self.latency_us.reset();
+        (self.gap, self.gap_less_delay) = (Duration::ZERO, Duration::ZERO);
+        self.next_tick = now + TICK;
+        Some(line)
+    }
+}
