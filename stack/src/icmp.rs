@@ -1,16 +1,17 @@
-//! Echo replies, and what ND shares with them: checksums and IPv6 headers.
+//! Echo replies, errors about TCP segments, and what ND shares with them: checksums, IPv6 headers.
 //!
-//! Anyone can provoke an answer, so callers put a [`crate::limiter::TokenBucket`] before it.
-//! ICMP errors are not read at all: whoever guesses the ports can send them (RFC 5927 §4), and
-//! our own deadlines are shorter than any router's patience. Packets are written whole, IP header
-//! first.
+//! Anyone can provoke an answer, so callers put a [`crate::limiter::TokenBucket`] before it; and
+//! anyone can send an error, so callers believe only what quotes a segment on its way (RFC 5927
+//! §4). Packets are written whole, IP header first.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use smoltcp::wire::{IpProtocol, checksum};
 
 use crate::eth::{Datagram, protocol};
 use crate::route::is_unicast;
+use crate::segment::Tuple;
+use crate::transport::IcmpError;
 
 const IPV4_HEADER_LEN: usize = 20;
 const IPV6_HEADER_LEN: usize = 40;
@@ -37,6 +38,70 @@ pub fn echo_reply(request: &Datagram<'_>, out: &mut [u8]) -> Option<usize> {
     message[0] = reply;
     fill_checksum(src, dst, message);
     Some(header + len)
+}
+
+/// An ICMP error about a TCP segment that we sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quoted {
+    /// What it says.
+    pub error: IcmpError,
+    /// The connection whose segment it was.
+    pub tuple: Tuple,
+    /// The segment's sequence number.
+    pub seq: u32,
+}
+
+/// Whether a message is an error that may be about a segment of ours.
+pub fn is_error(datagram: &Datagram<'_>) -> bool {
+    error(datagram).is_some()
+}
+
+/// What an error says, by its type and code (RFC 792, 1122 §3.2.2.1, 1812 §5.2.7.1; RFC 4443 §3).
+fn error(datagram: &Datagram<'_>) -> Option<IcmpError> {
+    let message = datagram.message;
+    let word = u32::from_be_bytes([message[4], message[5], message[6], message[7]]);
+    Some(match (datagram.dst.is_ipv4(), message[0], message[1]) {
+        (true, 3, 2 | 3) | (false, 1, 4) | (false, 4, 1) => IcmpError::Port,
+        (true, 3, 4) => IcmpError::TooBig { mtu: word & 0xffff },
+        (false, 2, _) => IcmpError::TooBig { mtu: word },
+        (true, 3, 9 | 10 | 13) | (false, 1, 1 | 5 | 6) => IcmpError::Prohibited,
+        (true, 3, _) | (false, 1, _) => IcmpError::NoRoute,
+        (true, 11, _) | (false, 3, _) => IcmpError::HopLimit,
+        (true, 12, _) | (false, 4, _) => IcmpError::Parameter,
+        _ => return None,
+    })
+}
+
+/// Reads an error about a TCP segment that went out from the address that it came to; `None` if it
+/// is something else, or unsound. Of the segment, its first eight bytes are needed.
+pub fn quoted(datagram: &Datagram<'_>) -> Option<Quoted> {
+    let error = error(datagram).filter(|_| checksum_ok(datagram))?;
+    let packet = &datagram.message[8..];
+    let array4 = |at: usize| packet.get(at..)?.first_chunk::<4>().copied();
+    let array16 = |at: usize| packet.get(at..)?.first_chunk::<16>().copied();
+    let (header_len, next, src, dst) = match packet.first()? >> 4 {
+        4 => {
+            let later_fragment = packet.get(6)? & 0x1f != 0 || *packet.get(7)? != 0;
+            if later_fragment {
+                return None;
+            }
+            let len = usize::from(packet[0] & 0xf) * 4;
+            (len, *packet.get(9)?, IpAddr::from(array4(12)?), IpAddr::from(array4(16)?))
+        }
+        6 => (
+            IPV6_HEADER_LEN,
+            *packet.get(6)?,
+            IpAddr::from(array16(8)?),
+            IpAddr::from(array16(24)?),
+        ),
+        _ => return None,
+    };
+    let tcp: &[u8; 8] = packet.get(header_len..)?.first_chunk()?;
+    let local = SocketAddr::new(src, u16::from_be_bytes([tcp[0], tcp[1]]));
+    let remote = SocketAddr::new(dst, u16::from_be_bytes([tcp[2], tcp[3]]));
+    let seq = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+    let sound = next == protocol::TCP && header_len >= IPV4_HEADER_LEN && src == datagram.dst;
+    sound.then_some(Quoted { error, tuple: Tuple { local, remote }, seq })
 }
 
 /// Whether the checksum of a message is right.
@@ -191,6 +256,53 @@ mod tests {
         );
     }
 
+    #[test]
+    fn an_error_is_read_from_the_segment_that_it_quotes() {
+        let cases = [
+            (true, 3, 1, 0, IcmpError::NoRoute),
+            (true, 3, 0, 0, IcmpError::NoRoute),
+            (true, 3, 3, 0, IcmpError::Port),
+            (true, 3, 13, 0, IcmpError::Prohibited),
+            (true, 3, 4, 1400, IcmpError::TooBig { mtu: 1400 }),
+            (true, 11, 0, 0, IcmpError::HopLimit),
+            (true, 12, 0, 0, IcmpError::Parameter),
+            (false, 1, 0, 0, IcmpError::NoRoute),
+            (false, 1, 3, 0, IcmpError::NoRoute),
+            (false, 1, 4, 0, IcmpError::Port),
+            (false, 1, 1, 0, IcmpError::Prohibited),
+            (false, 2, 0, 1280, IcmpError::TooBig { mtu: 1280 }),
+            (false, 3, 0, 0, IcmpError::HopLimit),
+            (false, 4, 0, 0, IcmpError::Parameter),
+        ];
+        for (v4, kind, code, word, error) in cases {
+            let [us, peer, router] = match v4 {
+                true => ["10.0.0.1", "10.0.9.2", "10.0.0.254"],
+                false => ["fd00::1", "fd99::2", "fd00::fe"],
+            };
+            let mut body = vec![kind, code, 0, 0];
+            body.extend(u32::to_be_bytes(word));
+            let start = body.len();
+            body.resize(start + 60, 0);
+            let header =
+                write_ip_header(ip(us), ip(peer), protocol::TCP, 20, &mut body[start..]).unwrap();
+            body.truncate(start + header);
+            body.extend([0xc0, 1, 0x11, 0x44, 1, 2, 3, 4]);
+            let frame = message(router, us, &body);
+            assert!(is_error(&datagram(&frame)));
+            let quoted = quoted(&datagram(&frame)).unwrap();
+            let [local, remote] = [(us, 0xc001), (peer, 4420)].map(|(a, p)| (ip(a), p).into());
+            assert_eq!(quoted, Quoted { error, tuple: Tuple { local, remote }, seq: 0x0102_0304 });
+            // About another's packet, cut short, or damaged.
+            let elsewhere = message(router, if v4 { "10.0.0.7" } else { "fd00::7" }, &body);
+            let cut = message(router, us, &body[..body.len() - 1]);
+            let mut damaged = frame.clone();
+            *damaged.last_mut().unwrap() ^= 1;
+            for frame in [elsewhere, cut, damaged] {
+                assert_eq!(super::quoted(&datagram(&frame)), None);
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn random_messages_never_panic(
@@ -203,6 +315,7 @@ mod tests {
             fill_checksum(src, dst, &mut message);
             let datagram = Datagram { src, dst, hop_limit: 64, message: &message };
             let _ = echo_reply(&datagram, &mut [0; 100]);
+            let _ = (is_error(&datagram), quoted(&datagram));
         }
     }
 }

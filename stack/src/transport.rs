@@ -92,6 +92,41 @@ pub struct Why {
     pub after: Duration,
     /// Segments retransmitted over its life.
     pub retransmits: u32,
+    /// The last ICMP error about it, if there was one: a hint, unless it is the cause.
+    pub hint: Option<IcmpError>,
+}
+
+/// What an ICMP error says of a packet that we sent (RFC 792, RFC 4443).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IcmpError {
+    /// There is no way to its network or node.
+    NoRoute,
+    /// Nobody listens there: no such port, or no such protocol.
+    Port,
+    /// A firewall does not let it pass.
+    Prohibited,
+    /// It passed too many routers: they send it around in a circle.
+    HopLimit,
+    /// Its header is found wrong.
+    Parameter,
+    /// It is too long for a link on the way.
+    TooBig {
+        /// The longest packet that is not, bytes; 0 if that is not said.
+        mtu: u32,
+    },
+}
+
+impl fmt::Display for IcmpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRoute => f.write_str("no route to it"),
+            Self::Port => f.write_str("nobody listens there"),
+            Self::Prohibited => f.write_str("prohibited by a firewall"),
+            Self::HopLimit => f.write_str("hop limit exceeded"),
+            Self::Parameter => f.write_str("bad header"),
+            Self::TooBig { mtu } => write!(f, "packet too big, MTU {mtu}"),
+        }
+    }
 }
 
 /// What can end a connection.
@@ -115,6 +150,8 @@ pub enum Cause {
     Unroutable,
     /// Our own address is in use by another node, and so not by us.
     AddressConflict,
+    /// An ICMP error answered our SYN.
+    Icmp(IcmpError),
     /// The link or the kernel failed.
     Errno(i32),
 }
@@ -132,11 +169,15 @@ impl fmt::Display for Why {
             Cause::DrainTimeout => write!(f, "close timed out")?,
             Cause::Unroutable => write!(f, "no route")?,
             Cause::AddressConflict => write!(f, "another node has our address")?,
+            Cause::Icmp(error) => write!(f, "ICMP says: {error}")?,
             Cause::Errno(errno) => write!(f, "{}", io::Error::from_raw_os_error(errno))?,
         }
         write!(f, " (while {}, after {:.1?}", self.stage, self.after)?;
         if self.retransmits > 0 {
             write!(f, ", {} retransmits", self.retransmits)?;
+        }
+        if let Some(hint) = self.hint.filter(|hint| self.cause != Cause::Icmp(*hint)) {
+            write!(f, ", ICMP said: {hint}")?;
         }
         write!(f, ")")
     }
@@ -324,6 +365,8 @@ pub struct ConnReport {
     pub recv_queue: usize,
     /// Segments sent again.
     pub retransmits: u32,
+    /// The last ICMP error about it: a hint.
+    pub hint: Option<IcmpError>,
 }
 
 /// What an engine has done since it was made. Payload copies are counted here, at the seam.
@@ -368,12 +411,22 @@ mod tests {
             stage: Stage::SynSent,
             after: Duration::from_nanos(28_900),
             retransmits: 0,
+            hint: None,
         };
         let text = "connection refused (while waiting for SYN-ACK, after 28.9µs)";
         assert_eq!(why.to_string(), text);
         let (cause, stage) = (Cause::AckTimeout, Stage::Established);
-        let why = Why { cause, stage, after: Duration::from_secs(3), retransmits: 2 };
+        let after = Duration::from_secs(3);
+        let why = Why { cause, stage, after, retransmits: 2, hint: None };
         let text = "peer stopped acknowledging (while established, after 3.0s, 2 retransmits)";
+        assert_eq!(why.to_string(), text);
+        let why = Why { hint: Some(IcmpError::TooBig { mtu: 1400 }), ..why };
+        let text = text.replace(')', ", ICMP said: packet too big, MTU 1400)");
+        assert_eq!(why.to_string(), text);
+        let error = IcmpError::NoRoute;
+        let (cause, stage) = (Cause::Icmp(error), Stage::SynSent);
+        let why = Why { cause, stage, hint: Some(error), retransmits: 0, ..why };
+        let text = "ICMP says: no route to it (while waiting for SYN-ACK, after 3.0s)";
         assert_eq!(why.to_string(), text);
     }
 }

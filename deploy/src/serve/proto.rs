@@ -166,6 +166,9 @@ pub struct Conn {
     pub recv_queue: usize,
     /// Segments sent again.
     pub retransmits: u32,
+    /// The last ICMP error about it; it ends nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<String>,
     /// The deadlines that run.
     pub timers: Vec<Timer>,
 }

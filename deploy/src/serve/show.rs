@@ -88,6 +88,7 @@ pub(super) fn connections<T: Transport>(
         send_queue: report.send_queue,
         recv_queue: report.recv_queue,
         retransmits: report.retransmits,
+        icmp: report.hint.map(|hint| hint.to_string()),
         timers: timers(now, &report.timers),
     });
     let connections: Vec<_> = connections.collect();

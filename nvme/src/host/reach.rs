@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use moorline_stack::Instant;
-use moorline_stack::transport::{Cause, Stage, Why};
+use moorline_stack::transport::{Cause, IcmpError, Stage, Why};
 
 /// What is known of a target address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,9 +22,11 @@ pub enum Reach {
     Unknown,
     /// Its next hop does not answer ARP or ND, or there is no route.
     NeighbourFailed,
+    /// A router or a firewall says by ICMP that there is no way to it.
+    Unreachable,
     /// It answers nothing.
     Silent,
-    /// It answers with RST: nobody listens there.
+    /// It answers with RST, or with ICMP's port unreachable: nobody listens there.
     Refused,
     /// It accepts connections.
     Reachable,
@@ -35,6 +37,7 @@ impl fmt::Display for Reach {
         f.pad(match self {
             Self::Unknown => "unknown",
             Self::NeighbourFailed => "neighbour-failed",
+            Self::Unreachable => "unreachable",
             Self::Silent => "silent",
             Self::Refused => "refused",
             Self::Reachable => "reachable",
@@ -45,7 +48,7 @@ impl fmt::Display for Reach {
 impl Reach {
     /// Whether only one controller at a time tests it.
     pub(super) fn is_tested(self) -> bool {
-        matches!(self, Self::NeighbourFailed | Self::Silent | Self::Refused)
+        !matches!(self, Self::Unknown | Self::Reachable)
     }
 
     /// What the end of a connection says of its address, if anything.
@@ -54,6 +57,8 @@ impl Reach {
             Cause::NeighbourTimeout | Cause::Unroutable => Some(Self::NeighbourFailed),
             Cause::ConnectTimeout | Cause::AckTimeout => Some(Self::Silent),
             Cause::Reset if why.stage == Stage::SynSent => Some(Self::Refused),
+            Cause::Icmp(IcmpError::Port) => Some(Self::Refused),
+            Cause::Icmp(_) => Some(Self::Unreachable),
             Cause::Errno(errno) => Self::of_error(io::Error::from_raw_os_error(errno).kind()),
             _ => None,
         }
@@ -229,14 +234,18 @@ mod tests {
 
     #[test]
     fn ends_of_connections_say_what_is_known_of_the_address() {
-        let of =
-            |cause, stage| Reach::of(&Why { cause, stage, after: Duration::ZERO, retransmits: 0 });
+        let (after, retransmits, hint) = (Duration::ZERO, 0, None);
+        let of = |cause, stage| Reach::of(&Why { cause, stage, after, retransmits, hint });
         let neighbour = of(Cause::NeighbourTimeout, Stage::Resolving);
         assert_eq!(neighbour, Some(Reach::NeighbourFailed));
         assert_eq!(of(Cause::ConnectTimeout, Stage::SynSent), Some(Reach::Silent));
         assert_eq!(of(Cause::AckTimeout, Stage::Established), Some(Reach::Silent));
         assert_eq!(of(Cause::Reset, Stage::SynSent), Some(Reach::Refused));
         assert_eq!(of(Cause::Errno(113), Stage::SynSent), Some(Reach::NeighbourFailed));
+        let icmp = |error| of(Cause::Icmp(error), Stage::SynSent);
+        assert_eq!(icmp(IcmpError::NoRoute), Some(Reach::Unreachable));
+        assert_eq!(icmp(IcmpError::Prohibited), Some(Reach::Unreachable));
+        assert_eq!(icmp(IcmpError::Port), Some(Reach::Refused));
         for (cause, stage) in [
             (Cause::Reset, Stage::Established),
             (Cause::Closed, Stage::Draining),

@@ -105,7 +105,8 @@ impl Conn {
     }
 
     pub fn why(&self, now: Instant, cause: Cause) -> Why {
-        Why { cause, stage: self.stage, after: now.since(self.since), retransmits: 0 }
+        let after = now.since(self.since);
+        Why { cause, stage: self.stage, after, retransmits: 0, hint: None }
     }
 
     /// What an errno of this socket means.

@@ -381,7 +381,8 @@ impl Net {
     fn end_side(&mut self, now: Instant, end: usize, number: usize, cause: Cause) {
         let Some(conn) = &mut self.conns[number] else { return };
         let side = &mut conn.sides[end];
-        let why = Why { cause, stage: side.stage(), after: now.since(side.since), retransmits: 0 };
+        let (stage, after) = (side.stage(), now.since(side.since));
+        let why = Why { cause, stage, after, retransmits: 0, hint: None };
         side.state = State::Gone;
         if let Some(id) = side.id.take() {
             self.ends[end].slots[id.index as usize].conn = None;

@@ -14,7 +14,7 @@ use super::clock::{Clock, HANDSHAKE_FACTOR, RTO_MAX_US};
 use super::device::{Amend, L2};
 use crate::segment::{Segment, Tuple, before};
 use crate::time::{Duration, earliest};
-use crate::transport::{Cause, ConnOptions, Stage, Why};
+use crate::transport::{Cause, ConnOptions, IcmpError, Stage, Why};
 use crate::{ConnId, Instant};
 
 /// Received bytes that are acknowledged without further delay.
@@ -69,6 +69,8 @@ pub(super) struct Conn {
     enqueued: u64,
     sent: u64,
     pub retransmits: u32,
+    /// The last ICMP error about it.
+    pub hint: Option<IcmpError>,
     /// After a retransmission timeout, until something is acknowledged: one segment per timeout.
     pub probing: bool,
     /// The TCP clock's reading at which the retransmission timer expires, and its interval.
@@ -130,6 +132,7 @@ impl Conn {
             enqueued: 0,
             sent: 0,
             retransmits: 0,
+            hint: None,
             probing: false,
             rto_at_us: None,
             rto_us: 1_000_000,
@@ -168,7 +171,8 @@ impl Conn {
     }
 
     pub(super) fn why(&self, now: Instant, cause: Cause) -> Why {
-        Why { cause, stage: self.stage, after: now - self.since, retransmits: self.retransmits }
+        let Self { stage, retransmits, hint, .. } = *self;
+        Why { cause, stage, after: now - self.since, retransmits, hint }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -246,6 +250,15 @@ impl Conn {
     /// Bytes that were never sent.
     pub(super) fn unsent(&self) -> u64 {
         self.enqueued - self.sent
+    }
+
+    /// Whether a segment that starts there may be on its way: a SYN, or data or a FIN that nobody
+    /// has acknowledged.
+    pub(super) fn is_in_flight(&self, seq: u32) -> bool {
+        let fin = u64::from(self.stage == Stage::Draining);
+        let data = (self.socket().send_queue() as u64).saturating_sub(self.unsent());
+        let length = if self.stage == Stage::SynSent { 1 } else { data + fin };
+        self.syn_sent && u64::from(self.seq_max.wrapping_sub(seq).wrapping_sub(1)) < length
     }
 
     /// What a segment that smoltcp sends must have right.

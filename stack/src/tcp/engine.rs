@@ -12,6 +12,7 @@ use smoltcp::wire::TcpControl;
 use super::conn::{Conn, Timer};
 use super::control::Control;
 use super::demux::{Demux, Keyed};
+use super::hints::IcmpErrors;
 use super::listen::Listener;
 use super::resting::{Rest, Resting};
 use super::slots::Slots;
@@ -58,6 +59,8 @@ pub(super) struct Engine {
     pub touched: VecDeque<u32>,
     pub challenges: TokenBucket,
     pub resets: TokenBucket,
+    pub hints: TokenBucket,
+    pub icmp_errors: IcmpErrors,
     pub counters: Counters,
     /// Nodes that announced themselves, to be told of.
     pub nodes: VecDeque<IpAddr>,
@@ -79,6 +82,8 @@ impl Engine {
             touched: VecDeque::new(),
             challenges: TokenBucket::default(),
             resets: TokenBucket::default(),
+            hints: TokenBucket::default(),
+            icmp_errors: IcmpErrors::default(),
             counters: Counters { linear_frame_max, ..Counters::default() },
             nodes: VecDeque::with_capacity(NODES_MAX),
             reserve: (room / 8).min(32),

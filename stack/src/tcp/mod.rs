@@ -13,6 +13,7 @@ mod demux;
 mod device;
 mod egress;
 mod engine;
+mod hints;
 mod ingress;
 mod lane;
 mod listen;
@@ -25,15 +26,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use crate::eth::{Frame, Mac, Packet};
+use crate::icmp;
 use crate::neighbour::{NeighbourOptions, Neighbours};
 use crate::route::{Cidr, Routes};
 use crate::time::earliest;
-use crate::transport::{ConnOptions, ConnReport, Event, ListenOptions, Transport, TransportStats};
+use crate::transport::{
+    ConnOptions, ConnReport, Event, IcmpError, ListenOptions, Transport, TransportStats,
+};
 use crate::{ConnId, Instant, Link, LinkTx};
 
 pub use conn::{TIMERS, Timer};
 use demux::Keyed;
 use engine::Engine;
+pub use hints::IcmpErrors;
 use lane::Lane;
 use stack::Stack;
 
@@ -121,6 +126,8 @@ pub struct ConnInfo {
     pub recv_queue: usize,
     /// Segments sent again.
     pub retransmits: u32,
+    /// The last ICMP error about it.
+    pub hint: Option<IcmpError>,
     /// Our next sequence number, and the last one acknowledged to the peer.
     pub sequence: (u32, u32),
 }
@@ -178,6 +185,11 @@ impl<L: Link> Tcp<L> {
         self.lane.neighbours.is_probing()
     }
 
+    /// ICMP errors received.
+    pub fn icmp_errors(&self) -> IcmpErrors {
+        self.engine.icmp_errors
+    }
+
     /// Frames that were received and not used.
     pub fn drops(&self) -> Drops {
         self.drops
@@ -195,6 +207,7 @@ impl<L: Link> Tcp<L> {
             send_queue: conn.socket().send_queue(),
             recv_queue: conn.socket().recv_queue(),
             retransmits: conn.retransmits,
+            hint: conn.hint,
             sequence: (conn.seq_max, conn.ack_sent),
         })
     }
@@ -239,27 +252,28 @@ fn frame<T: LinkTx>(
         Packet::Icmp(datagram) => {
             let nd =
                 datagram.dst.is_ipv6() && lane.neighbours.ndisc_input(now, frame.src, &datagram);
-            if !nd {
-                echo(now, lane, engine, frame.src, &datagram, tx);
+            if !nd && lane.neighbours.is_ready(datagram.dst) {
+                icmp_input(now, engine, frame.src, &datagram, tx);
             }
         }
         Packet::Other => drops.other += 1,
     }
 }
 
-/// Answers an ICMP echo request to one of our addresses.
-fn echo<T: LinkTx>(
+/// Takes in an ICMP message to one of our addresses: answers what asks for an echo, and looks at
+/// errors about packets of ours.
+fn icmp_input<T: LinkTx>(
     now: Instant,
-    lane: &Lane,
     engine: &mut Engine,
     source: Mac,
     datagram: &crate::eth::Datagram<'_>,
     tx: &mut T,
 ) {
-    if !lane.neighbours.is_ready(datagram.dst) || tx.room() == 0 || !engine.resets.take(now) {
-        return;
+    if icmp::is_error(datagram) {
+        engine.icmp_error(now, datagram);
+    } else if tx.room() > 0 && engine.resets.take(now) {
+        engine.stack.echo(tx, source, datagram);
     }
-    engine.stack.echo(tx, source, datagram);
 }
 
 impl<L: Link> Transport for Tcp<L> {
@@ -414,6 +428,7 @@ impl<L: Link> Transport for Tcp<L> {
             send_queue: info.send_queue,
             recv_queue: info.recv_queue,
             retransmits: info.retransmits,
+            hint: info.hint,
         };
         conns.take(max).map(report).collect()
     }

@@ -61,6 +61,7 @@ fn an_address_of_another_node_makes_connects_and_listens_fail() {
             stage: Stage::Resolving,
             after: round_trip,
             retransmits: 0,
+            hint: None,
         };
         assert!(why.to_string().contains("another node has our address"));
         assert_eq!(told, [(Instant::ZERO + round_trip, Event::Closed(conn, why))]);

@@ -8,6 +8,7 @@ mod close;
 mod conflict;
 mod deadlines;
 mod hostile;
+mod icmp;
 mod listen;
 mod pair;
 mod resets;
