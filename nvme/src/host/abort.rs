@@ -39,6 +39,7 @@ impl Qpair {
             let Some(deadline) = slot.deadline.filter(|at| slot.is_busy() && *at <= now) else {
                 continue;
             };
+            self.table.timed_out(index);
             match grace.filter(|_| self.can_abort(index)) {
                 Some(grace) => {
                     let slot = self.table.slot_mut(index);

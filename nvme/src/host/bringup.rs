@@ -300,6 +300,7 @@ impl Controller {
         info.firmware = ascii(&identify.fr);
         info.subnqn = ascii(&identify.subnqn);
         info.tbkas = identify.ctratt.get() & ctratt::TBKAS != 0;
+        info.cqt = Duration::from_millis(u64::from(identify.cqt.get()));
         info.volatile_write_cache = identify.vwc & vwc::PRESENT != 0;
         info.oncs = identify.oncs.get();
         let mdts = identify.mdts_bytes(cap.mpsmin()).unwrap_or(u64::MAX);

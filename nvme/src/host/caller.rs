@@ -10,8 +10,8 @@ use moorline_stack::{Instant, Transport};
 
 use super::controller::Phase;
 use super::driver::{At, Entry, Host};
-use super::work::{Owner, Work, WorkDone};
-use super::{AdminCommand, AdminDone, CtrlId, HostEvent, Info, Io, IoDone, IoOp};
+use super::work::{Accepted, Owner, Work, WorkDone};
+use super::{AdminCommand, AdminDone, CtrlId, HostEvent, Info, Io, IoDone, IoOp, NamespaceInfo};
 use crate::spec::Status;
 
 /// Admin commands that ended and that the caller has not polled; above it no more are taken.
@@ -66,11 +66,16 @@ impl<T: Transport> Host<T> {
     ///
     /// # Errors
     /// The I/O itself: the queue is full, or the controller is not live. Poll, and try again.
+    /// With [`super::Requeue`] a controller that was live takes I/O while it is tried again, as
+    /// much as its queue holds, the I/O that was not polled included.
     ///
     /// # Panics
     /// When a read's or write's buffer is missing or too short: the caller's bug.
     pub fn submit(&mut self, now: Instant, ctrl: CtrlId, qpair: usize, io: Io) -> Result<(), Io> {
         let entry = self.entry_mut(ctrl);
+        if entry.requeue.is_some() {
+            return self.submit_kept(now, ctrl, qpair, io);
+        }
         let q = qpair + 1;
         let controller = &mut entry.ctrl;
         if controller.phase != Phase::Live
@@ -81,13 +86,15 @@ impl<T: Transport> Host<T> {
         let transfer_max = controller.info.transfer_max;
         let timeout = controller.config.timeouts.io;
         let at = At { ctrl: ctrl.index, qpair: q as u32 };
-        match check_io(&controller.info, &io) {
+        let checked = check_io(&controller.info.namespaces, &io);
+        let accepted = Accepted { io, home: qpair as u16, seq: 0, submitted: now, timeouts: 0 };
+        match checked {
             Ok(block_size) => {
-                let work = Work::io(io, block_size, transfer_max, timeout);
+                let work = Work::io(accepted, block_size, transfer_max, timeout);
                 controller.qpairs[q].submit(now, work);
             }
             Err(status) => {
-                let work = Work::io(io, 1, transfer_max, timeout);
+                let work = Work::io(accepted, 1, transfer_max, timeout);
                 controller.qpairs[q].reject(now, work, status);
             }
         }
@@ -100,7 +107,7 @@ impl<T: Transport> Host<T> {
     /// The next I/O that ended.
     pub fn poll_io(&mut self) -> Option<IoDone> {
         if let Some(done) = self.left.pop_front() {
-            return Some(done);
+            return Some(self.given_back(done));
         }
         while let Some(&at) = self.ready.front() {
             let q = at.qpair as usize;
@@ -108,7 +115,8 @@ impl<T: Transport> Host<T> {
                 && let Some(ready) = entry.ready.get_mut(q)
             {
                 if let Some(done) = entry.ctrl.qpairs[q].poll_done() {
-                    return Some(io_done(entry.ctrl.id, q, done));
+                    let done = io_done(entry.ctrl.id, done);
+                    return Some(self.given_back(done));
                 }
                 *ready = false;
             }
@@ -173,11 +181,11 @@ impl<T: Transport> Host<T> {
 }
 
 /// An I/O's end, as the caller is told.
-pub(super) fn io_done(ctrl: CtrlId, q: usize, done: WorkDone) -> IoDone {
+pub(super) fn io_done(ctrl: CtrlId, done: WorkDone) -> IoDone {
     let Owner::Io(tag) = done.owner else { unreachable!("an I/O queue's work") };
     IoDone {
         ctrl,
-        qpair: q - 1,
+        qpair: done.home.into(),
         tag,
         status: done.cqe.status(),
         buf: done.memory.into_io_buf(),
@@ -186,11 +194,12 @@ pub(super) fn io_done(ctrl: CtrlId, q: usize, done: WorkDone) -> IoDone {
 }
 
 /// The block size of an I/O's namespace, or the status that it ends with at once.
-fn check_io(info: &Info, io: &Io) -> Result<u32, Status> {
+pub(super) fn check_io(namespaces: &[NamespaceInfo], io: &Io) -> Result<u32, Status> {
     if io.op == IoOp::Flush {
         return Ok(1);
     }
-    let namespace = info.namespace(io.nsid).ok_or(Status::INVALID_NAMESPACE.with_dnr())?;
+    let at = namespaces.binary_search_by_key(&io.nsid, |namespace| namespace.nsid);
+    let namespace = &namespaces[at.map_err(|_| Status::INVALID_NAMESPACE.with_dnr())?];
     let end = io.lba.checked_add(u64::from(io.blocks));
     if end.is_none_or(|end| end > namespace.blocks) {
         return Err(Status::LBA_OUT_OF_RANGE.with_dnr());

@@ -15,6 +15,7 @@ use super::controller::{Action, Controller, Names};
 use super::events::Events;
 use super::life::Life;
 use super::reach::{Addresses, Reach};
+use super::requeue::Store;
 use super::table::SLOTS_MAX;
 use super::{
     AdminDone, Cause, CtrlConfig, CtrlId, Failure, Figures, HostIdentity, HostLimits, IoDone,
@@ -32,6 +33,9 @@ pub(super) struct At {
 pub(super) struct Entry {
     pub ctrl: Controller,
     pub life: Life,
+    /// Its I/O that waits, where it outlives a path; and whether it is in the refill list.
+    pub requeue: Option<Store>,
+    pub refill: bool,
     /// The place of its address.
     pub address: u32,
     /// Why it was lost last.
@@ -59,7 +63,9 @@ pub struct Host<T: Transport> {
     dirty_io: VecDeque<At>,
     /// I/O qpairs with completions to poll.
     pub(super) ready: VecDeque<At>,
-    /// Completions of qpairs that are no more: at most a queue depth for each outage.
+    /// Controllers with I/O that waits for room.
+    pub(super) refill: VecDeque<u32>,
+    /// Completions of what is in no qpair: at most a queue depth for each outage.
     pub(super) left: VecDeque<IoDone>,
     pub(super) events: Events,
     pub(super) admin_done: VecDeque<AdminDone>,
@@ -83,6 +89,7 @@ impl<T: Transport> Host<T> {
             dirty_admin: VecDeque::with_capacity(limits.controllers),
             dirty_io: VecDeque::new(),
             ready: VecDeque::new(),
+            refill: VecDeque::with_capacity(limits.controllers),
             left: VecDeque::new(),
             events: Events::new(limits.controllers),
             admin_done: VecDeque::new(),
@@ -112,7 +119,11 @@ impl<T: Transport> Host<T> {
         self.generations[index] += 1;
         let id = CtrlId { index: index as u32, generation: self.generations[index] };
         let seed = u128::from_le_bytes(self.identity.hostid) as u64 ^ index as u64;
+        let requeue = config.requeue.filter(|_| config.reconnect.is_some());
+        self.refill.retain(|ctrl| *ctrl != index as u32);
         self.entries[index] = Some(Entry {
+            requeue: requeue.map(|r| Store::new(r, config.io_queues, config.queue_size)),
+            refill: false,
             life: Life::new(now, config.reconnect, seed),
             address: self.addresses.join(config.addr, index as u32),
             failure: None,
@@ -163,6 +174,7 @@ impl<T: Transport> Host<T> {
         }
         entry.life.last();
         entry.ctrl.disconnect(now);
+        self.close_store(now, ctrl.index);
         self.act(now, ctrl.index);
     }
 
@@ -397,6 +409,7 @@ impl<T: Transport> Host<T> {
                 self.figures.honoured(now, deadline);
                 entry.ctrl.handle_timeout(now);
                 self.figures.take_keep_alives(&mut entry.ctrl.keep_alive_figures);
+                self.requeue_due(now, ctrl);
                 self.go_on(now, ctrl);
                 self.mark(At { ctrl, qpair: 0 });
             }
@@ -412,6 +425,7 @@ impl<T: Transport> Host<T> {
 
     /// Puts on the wire what was submitted, with one wakeup.
     pub fn flush(&mut self, now: Instant) {
+        self.refill(now);
         while let Some(at) = self.dirty_admin.pop_front() {
             self.emit(now, at);
         }
@@ -445,6 +459,7 @@ impl Entry {
 
     /// The next deadline.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        earliest(self.ctrl.poll_timeout(), self.life.poll_timeout())
+        let waiting = self.requeue.as_ref().and_then(Store::poll_timeout);
+        earliest(waiting, earliest(self.ctrl.poll_timeout(), self.life.poll_timeout()))
     }
 }

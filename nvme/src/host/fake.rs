@@ -2,6 +2,7 @@
 //! in whatever way a test wants.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use moorline_stack::pipe::{Pipe, PipeOptions};
 use moorline_stack::time::earliest;
@@ -24,6 +25,8 @@ pub(super) enum Hook {
     Serve,
     /// Never answer.
     Ignore,
+    /// Serve it so much later, with its data in the capsule; also when its connection is gone.
+    Late(Duration),
     /// Answer with this status, without data.
     Fail(Status),
     /// Send these PDUs, with that many bytes of data each, instead.
@@ -53,6 +56,9 @@ pub(super) struct Knobs {
     pub tbkas: bool,
     pub mdts: u8,
     pub ioccsz: u32,
+    /// Command quiesce time, ms.
+    pub cqt: u16,
+    pub nguid: u8,
     /// SUCCESS in C2HData where allowed.
     pub success_flag: bool,
     /// Deny DISSQFC.
@@ -85,6 +91,8 @@ impl Default for Knobs {
             tbkas: false,
             mdts: 5,
             ioccsz: (64 + 4096) / 16,
+            cqt: 0,
+            nguid: 0xAB,
             success_flag: true,
             flow_control: false,
             stuck_sqhd: false,
@@ -101,8 +109,27 @@ struct Write {
     got: usize,
 }
 
+struct Late {
+    due: Instant,
+    conn: ConnId,
+    association: u32,
+    sqe: Sqe,
+    data: Vec<u8>,
+}
+
+/// A write that was executed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Executed {
+    pub at: Instant,
+    pub association: u32,
+    pub lba: u64,
+    /// The first 8 bytes of its data.
+    pub mark: u64,
+}
+
 struct Conn {
     id: ConnId,
+    association: u32,
     decoder: Decoder,
     params: Params,
     out: Vec<u8>,
@@ -133,6 +160,11 @@ pub(super) struct Fake {
     /// Take data of writes that were ended early, and count them.
     pub tolerate_stray_data: bool,
     pub stray_bytes: usize,
+    now: Instant,
+    late: Vec<Late>,
+    /// Admin queues connected so far.
+    pub associations: u32,
+    pub executed: Vec<Executed>,
 }
 
 impl Fake {
@@ -151,6 +183,10 @@ impl Fake {
             outstanding_max: 0,
             tolerate_stray_data: false,
             stray_bytes: 0,
+            now: Instant::ZERO,
+            late: Vec::new(),
+            associations: 0,
+            executed: Vec::new(),
         }
     }
 
@@ -168,6 +204,26 @@ impl Fake {
     /// Resets every connection.
     pub(super) fn reset_all(&mut self, now: Instant) {
         self.conns.iter().for_each(|conn| self.pipe.reset(now, conn.id));
+    }
+
+    /// Ends the association as a controller does: connections reset, its commands dropped.
+    pub(super) fn end_association(&mut self, now: Instant) {
+        let association = self.associations;
+        self.late.retain(|late| late.association != association);
+        self.reset_all(now);
+    }
+
+    fn late(&mut self) {
+        while let Some(at) = self.late.iter().position(|late| late.due <= self.now) {
+            let Late { conn: id, association, sqe, data, .. } = self.late.remove(at);
+            let at = self.conns.iter().position(|conn| conn.id == id);
+            let gone = || Conn { qid: 1, association, ..Conn::new(id) };
+            let mut conn = at.map_or_else(gone, |at| self.conns.remove(at));
+            self.execute(&mut conn, &sqe, &data);
+            if at.is_some() {
+                self.conns.push(conn);
+            }
+        }
     }
 
     /// Sends a PDU on a queue, from nowhere.
@@ -195,6 +251,7 @@ impl Fake {
     }
 
     pub(super) fn turn(&mut self, now: Instant) {
+        self.now = now;
         self.pipe.turn(now);
         while let Some(event) = self.pipe.poll_event() {
             match event {
@@ -205,6 +262,7 @@ impl Fake {
                 Event::Connected(_) | Event::Writable(_) | Event::Reachable(_) => {}
             }
         }
+        self.late();
         for conn in &mut self.conns {
             let sent = self.pipe.send(conn.id, &conn.out);
             conn.out.drain(..sent);
@@ -301,6 +359,12 @@ impl Fake {
             match (self.knobs.hook)(&sqe) {
                 Hook::Serve => {}
                 Hook::Ignore => return,
+                Hook::Late(by) => {
+                    let (conn, association) = (conn.id, conn.association);
+                    let due = self.now + by;
+                    self.late.push(Late { due, conn, association, sqe, data: data.to_vec() });
+                    return;
+                }
                 Hook::Fail(status) => return conn.respond(Cqe::new(sqe.cid.get(), status)),
                 Hook::Bytes(bytes) => return conn.out.extend_from_slice(&bytes),
                 Hook::Send(pdus) => {
@@ -343,8 +407,10 @@ impl Fake {
                 }
                 conn.qid = (sqe.cdw10.get() >> 16) as u16;
                 if conn.qid == 0 {
+                    self.associations += 1;
                     self.kato = sqe.cdw12.get().next_multiple_of(u32::from(self.knobs.kas) * 100);
                 }
+                conn.association = self.associations;
                 conn.sq_size = cdw11 as u16 + 1;
                 conn.stuck_sqhd = self.knobs.stuck_sqhd;
                 conn.dissqfc = cdw11 >> 16 & 4 != 0 && !self.knobs.flow_control;
@@ -413,6 +479,7 @@ impl Fake {
                 data[258] = self.knobs.acl;
                 data[259] = 3;
                 data[320..322].copy_from_slice(&self.knobs.kas.to_le_bytes());
+                data[386..388].copy_from_slice(&self.knobs.cqt.to_le_bytes());
                 data[514..516].copy_from_slice(&128u16.to_le_bytes());
                 data[520..522].copy_from_slice(&0x0Cu16.to_le_bytes());
                 data[525] = 1;
@@ -426,7 +493,7 @@ impl Fake {
                 // Namespace 5 has metadata, which we cannot use.
                 data[128] = if sqe.nsid.get() == 5 { 8 } else { 0 };
                 data[130] = 9;
-                data[104..120].fill(0xAB);
+                data[104..120].fill(self.knobs.nguid);
             }
             0x03 => {
                 data[..4].copy_from_slice(&[3, 16, 0, 0]);
@@ -443,6 +510,9 @@ impl Fake {
         match sqe.opcode {
             0x01 => {
                 assert_eq!(data.len(), len);
+                let mark = u64::from_le_bytes(data[..8].try_into().unwrap());
+                let (at, lba, association) = (self.now, sqe.cdw10_11(), conn.association);
+                self.executed.push(Executed { at, association, lba, mark });
                 self.storage[start..start + len].copy_from_slice(data);
             }
             0x02 => {
@@ -483,6 +553,7 @@ impl Conn {
     fn new(id: ConnId) -> Self {
         Self {
             id,
+            association: 0,
             decoder: Decoder::new(Role::Controller, Limits::default()),
             params: Params::default(),
             out: Vec::new(),
@@ -555,7 +626,8 @@ impl World {
 
     /// When something is to come.
     pub(super) fn next(&self) -> Option<Instant> {
-        earliest(self.host.poll_timeout(), self.fake.pipe.poll_timeout())
+        let late = self.fake.late.iter().map(|late| late.due).min();
+        earliest(earliest(self.host.poll_timeout(), self.fake.pipe.poll_timeout()), late)
     }
 
     /// Turns and jumps until `done`; panics when nothing more will happen.

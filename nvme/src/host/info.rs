@@ -29,6 +29,9 @@ pub struct Info {
     pub kato: Duration,
     /// Traffic based keep alive (CTRATT.TBKAS).
     pub tbkas: bool,
+    /// Command quiesce time (CQT): how long commands of a lost path may go on after KATO; zero
+    /// where it is not reported.
+    pub cqt: Duration,
     /// I/O queues that were granted and connected.
     pub io_queues: u16,
     /// Commands that one I/O qpair takes at once (queue size less one, and not above MAXCMD).

@@ -67,7 +67,7 @@ pub struct IoDone {
     pub status: Status,
     /// The caller's buffer.
     pub buf: Option<IoBuf>,
-    /// When it was submitted.
+    /// When it was submitted, be it issued again since or not.
     pub submitted: Instant,
 }
 
@@ -142,7 +142,7 @@ pub enum HostEvent {
         after: Duration,
     },
     /// A live controller was lost, or the first attempt of an outage failed; its I/O has been
-    /// completed with SCT 3. It is tried again: `Live` or `Failed` follows.
+    /// completed with SCT 3, or waits ([`super::Requeue`]). It is tried again: `Live` or `Failed` follows.
     Disconnected {
         /// Which.
         ctrl: CtrlId,

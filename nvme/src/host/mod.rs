@@ -27,6 +27,10 @@ mod reach;
 mod reconnect;
 #[cfg(test)]
 mod reconnect_tests;
+mod reissue;
+mod requeue;
+#[cfg(test)]
+mod requeue_tests;
 mod status;
 mod table;
 #[cfg(test)]

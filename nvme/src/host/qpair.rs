@@ -388,7 +388,8 @@ impl Qpair {
         let slot = self.table.slot_mut(index);
         slot.queued = false;
         if !slot.begun {
-            slot.begun = true;
+            self.table.begin(index);
+            let slot = self.table.slot(index);
             let data_len = if slot.in_capsule { slot.len } else { 0 };
             let pdu = Pdu::CapsuleCmd { sqe: slot.sqe, data_len };
             let header = HeaderBuf::encode(&pdu, &self.params);

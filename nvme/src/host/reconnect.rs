@@ -14,6 +14,8 @@ use super::caller::io_done;
 use super::controller::{Controller, Phase};
 use super::driver::Host;
 use super::life::{LifeState, Verdict};
+use super::reissue::ending;
+use super::requeue::Ending;
 use super::{Cause, CtrlId, Failure, HostEvent, Reach, Stage};
 
 impl<T: Transport> Host<T> {
@@ -31,6 +33,9 @@ impl<T: Transport> Host<T> {
         let was_live = entry.life.state == LifeState::Live;
         entry.ctrl.abandon();
         entry.life.reset(now);
+        if was_live {
+            self.take_back(now, ctrl.index, Ending::Silent);
+        }
         self.act(now, ctrl.index);
         self.attempt_ended(now, ctrl.index, was_live);
         self.go_on(now, ctrl.index);
@@ -94,9 +99,9 @@ impl<T: Transport> Host<T> {
     /// Forgets what is left of the attempt before, save completions that were not polled.
     fn clear(&mut self, ctrl: u32) {
         let Some(entry) = &mut self.entries[ctrl as usize] else { return };
-        for (q, qpair) in entry.ctrl.qpairs.iter_mut().enumerate().skip(1) {
+        for qpair in entry.ctrl.qpairs.iter_mut().skip(1) {
             while let Some(done) = qpair.poll_done() {
-                self.left.push_back(io_done(entry.ctrl.id, q, done));
+                self.left.push_back(io_done(entry.ctrl.id, done));
             }
         }
         for conn in entry.conns.drain(..).flatten() {
@@ -118,6 +123,10 @@ impl<T: Transport> Host<T> {
             place.tester = None;
         }
         self.events.push(HostEvent::Live { ctrl: id, after });
+        if let Some(store) = &mut entry.requeue {
+            store.live(&entry.ctrl.info);
+            self.advance(now, ctrl);
+        }
         self.reached(now, address);
     }
 
@@ -133,6 +142,9 @@ impl<T: Transport> Host<T> {
         entry.failure = Some(failure.clone());
         let id = entry.ctrl.id;
         let verdict = entry.life.lost(now, failure.is_retryable());
+        if was_live && verdict != Verdict::Final {
+            self.take_back(now, ctrl, ending(&failure));
+        }
         self.attempt_ended(now, ctrl, was_live);
         match verdict {
             Verdict::Retry { tell: true } => {
@@ -141,7 +153,7 @@ impl<T: Transport> Host<T> {
             Verdict::Retry { tell: false } => {}
             Verdict::Final => {
                 self.events.push(HostEvent::Failed { ctrl: id, failure });
-                self.leave(ctrl);
+                self.leave(now, ctrl);
             }
         }
     }
@@ -162,7 +174,7 @@ impl<T: Transport> Host<T> {
         };
         let failure = entry.failure.get_or_insert_with(never).clone();
         self.events.push(HostEvent::Failed { ctrl: id, failure });
-        self.leave(ctrl);
+        self.leave(now, ctrl);
     }
 
     /// A controller is closed, as asked.
@@ -177,7 +189,7 @@ impl<T: Transport> Host<T> {
         let id = entry.ctrl.id;
         self.attempt_ended(now, ctrl, was_live);
         self.events.push(HostEvent::Closed { ctrl: id });
-        self.leave(ctrl);
+        self.leave(now, ctrl);
     }
 
     /// Its attempt, or its being live, is over: its address may need another tester.
@@ -195,8 +207,9 @@ impl<T: Transport> Host<T> {
         }
     }
 
-    /// A controller is over: it has no part in its address any more.
-    fn leave(&mut self, ctrl: u32) {
+    /// A controller is over: it has no part in its address any more, and nothing waits for it.
+    fn leave(&mut self, now: Instant, ctrl: u32) {
+        self.close_store(now, ctrl);
         let Some(entry) = &self.entries[ctrl as usize] else { return };
         if self.addresses.leave(entry.address, ctrl) {
             self.probes.set(entry.address, None);

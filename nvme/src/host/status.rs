@@ -12,6 +12,7 @@ use super::controller::Phase;
 use super::driver::{Entry, Host};
 use super::keep_alive::KeepAliveFigures;
 use super::life::LifeState;
+use super::requeue::{Shown, Store};
 use super::{CtrlId, Failure, Reach, Stage};
 
 /// Where a controller stands, over its attempts.
@@ -151,6 +152,9 @@ impl<T: Transport> Host<T> {
             let probe = address.filter(|a| a.reach.is_tested() && a.tester.is_none());
             timers.extend(probe.map(|address| ("probe", address.next_probe)));
         }
+        let shown = entry.requeue.as_ref().map_or_else(Shown::default, Store::shown);
+        timers.extend(shown.quiesce.map(|at| ("quiesce", at)));
+        timers.extend(shown.fast_io_fail.map(|at| ("fast-io-fail", at)));
         CtrlStatus {
             state: state(entry),
             since: if entry.life.is_waiting() { entry.life.since } else { entry.ctrl.since },
@@ -161,8 +165,8 @@ impl<T: Transport> Host<T> {
             timers,
             reach,
             next_attempt,
-            waiting: 0,
-            quiescing: 0,
+            waiting: shown.waiting,
+            quiescing: shown.quiescing,
         }
     }
 

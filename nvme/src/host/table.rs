@@ -11,6 +11,7 @@ use moorline_stack::Instant;
 use zerocopy::little_endian::U16;
 
 use super::abort::Aborting;
+use super::requeue::Loss;
 use super::work::{Owner, Work, WorkDone};
 use crate::spec::{Cqe, Direction, Sqe, Status};
 
@@ -67,6 +68,9 @@ struct Entry {
     outstanding: u16,
     cqe: Cqe,
     submitted: Instant,
+    /// What it had come to when its path was lost; `lost`: then it had not ended.
+    loss: Loss,
+    lost: bool,
 }
 
 /// The tables of one qpair.
@@ -111,6 +115,7 @@ impl Table {
         place.units_done = 0;
         place.outstanding = 0;
         place.cqe = Cqe::default();
+        (place.loss, place.lost) = (Loss::default(), false);
         let is_empty = work.units == 0;
         place.work = Some(work);
         if is_empty { self.done.push_back(entry) } else { self.backlog = Some(entry) }
@@ -122,6 +127,7 @@ impl Table {
         let place = &mut self.entries[usize::from(entry)];
         place.submitted = now;
         place.cqe = Cqe::new(0, status);
+        place.lost = false;
         place.work = Some(work);
         self.done.push_back(entry);
     }
@@ -169,6 +175,19 @@ impl Table {
             && slot.held.is_none()
             && u16::from(slot.generation) == cid >> SLOT_BITS;
         known.then_some(index)
+    }
+
+    /// The capsule of a command begins to go out.
+    pub(super) fn begin(&mut self, index: u16) {
+        let slot = &mut self.slots[usize::from(index)];
+        slot.begun = true;
+        self.entries[usize::from(slot.work)].loss.begun = true;
+    }
+
+    /// The deadline of a command has passed.
+    pub(super) fn timed_out(&mut self, index: u16) {
+        let slot = &self.slots[usize::from(index)];
+        self.entries[usize::from(slot.work)].loss.timed_out = true;
     }
 
     pub(super) fn slot(&self, index: u16) -> &Slot {
@@ -224,13 +243,17 @@ impl Table {
         }
     }
 
-    /// Ends everything that has not ended, with `status`: the path is lost.
+    /// Ends everything that has not ended, with `status`: the path is lost. What has failed in
+    /// part before ends with that failure.
     pub(super) fn abandon(&mut self, status: Status) {
         if let Some(index) = self.backlog.take() {
             let entry = &mut self.entries[usize::from(index)];
+            entry.lost = entry.cqe.status().is_success();
             let work = entry.work.as_mut().expect("a work in the backlog is there");
             work.units = entry.units_done;
-            entry.cqe.status = U16::new(status.to_cqe());
+            if entry.lost {
+                entry.cqe.status = U16::new(status.to_cqe());
+            }
             if entry.outstanding == 0 {
                 self.done.push_back(index);
             }
@@ -238,8 +261,25 @@ impl Table {
         for index in 0..self.slots.len() as u16 {
             if self.slot(index).busy {
                 let held = self.slot_mut(index).held.take();
+                let entry = &mut self.entries[usize::from(self.slots[usize::from(index)].work)];
+                entry.lost |= held.is_none() && entry.cqe.status().is_success();
                 self.finish(index, held.unwrap_or(Cqe::new(0, status)));
             }
+        }
+    }
+
+    /// Takes out the works that were lost with the path; the others stay, in order.
+    pub(super) fn take_lost(&mut self, out: &mut dyn FnMut(Work, Loss)) {
+        for _ in 0..self.done.len() {
+            let Some(index) = self.done.pop_front() else { return };
+            let entry = &mut self.entries[usize::from(index)];
+            if !entry.lost {
+                self.done.push_back(index);
+                continue;
+            }
+            let work = entry.work.take().expect("a work that ended is there until polled");
+            out(work, entry.loss);
+            self.free_entries.push(index);
         }
     }
 
@@ -249,8 +289,10 @@ impl Table {
         let entry = &mut self.entries[usize::from(index)];
         let work = entry.work.take().expect("a work that ended is there until polled");
         self.free_entries.push(index);
+        let (submitted, home) =
+            work.origin.map_or((entry.submitted, 0), |origin| (origin.submitted, origin.home));
         let (owner, memory) = (work.owner, work.memory);
-        Some(WorkDone { owner, cqe: entry.cqe, memory, submitted: entry.submitted })
+        Some(WorkDone { owner, cqe: entry.cqe, memory, submitted, home })
     }
 
     /// Whether something ended that was not polled.
@@ -318,6 +360,8 @@ impl Entry {
             outstanding: 0,
             cqe: Cqe::default(),
             submitted: Instant::ZERO,
+            loss: Loss::default(),
+            lost: false,
         }
     }
 }

@@ -33,6 +33,31 @@ pub(super) enum Owner {
     Admin(u64),
 }
 
+/// An I/O that was accepted, and what is to be known of it until it is given back.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub io: Io,
+    /// The I/O qpair (from 0) that the caller chose.
+    pub home: u16,
+    /// Counts the I/O of a controller that may be issued again.
+    pub seq: u64,
+    pub submitted: Instant,
+    /// Times that its own timeout ended its path.
+    pub timeouts: u8,
+}
+
+/// The same, of an I/O that is now a work, without what the work says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    op: IoOp,
+    lba: u64,
+    blocks: u32,
+    pub home: u16,
+    seq: u64,
+    pub submitted: Instant,
+    timeouts: u8,
+}
+
 /// Where data come from or go to.
 #[derive(Debug, Default)]
 pub(super) enum Memory {
@@ -98,6 +123,8 @@ pub(super) struct Work {
     pub range: Option<DsmRange>,
     /// How long each command may take; `None`: for ever.
     pub timeout: Option<Duration>,
+    /// Of a caller's I/O.
+    pub origin: Option<Origin>,
 }
 
 /// A piece of work that ended.
@@ -108,6 +135,8 @@ pub(super) struct WorkDone {
     pub cqe: Cqe,
     pub memory: Memory,
     pub submitted: Instant,
+    /// The I/O qpair (from 0) that the caller chose for it, if it is an I/O.
+    pub home: u16,
 }
 
 impl Work {
@@ -126,6 +155,7 @@ impl Work {
             offset: 0,
             range: None,
             timeout,
+            origin: None,
         }
     }
 
@@ -172,7 +202,13 @@ impl Work {
     }
 
     /// An I/O on a namespace of `block_size`, cut to commands of at most `transfer_max` bytes.
-    pub(super) fn io(io: Io, block_size: u32, transfer_max: u32, timeout: Duration) -> Self {
+    pub(super) fn io(
+        accepted: Accepted,
+        block_size: u32,
+        transfer_max: u32,
+        timeout: Duration,
+    ) -> Self {
+        let Accepted { io, home, seq, submitted, timeouts } = accepted;
         let Io { tag, op, nsid, lba, blocks, buf, buf_offset } = io;
         let (sqe, ranged, unit_bytes) = match op {
             IoOp::Read => (Sqe::new(opcode::READ, nsid), true, block_size),
@@ -202,7 +238,17 @@ impl Work {
             offset: buf_offset,
             range: deallocate.then(|| DsmRange::new(lba, blocks)),
             timeout: Some(timeout),
+            origin: Some(Origin { op, lba, blocks, home, seq, submitted, timeouts }),
         }
+    }
+
+    /// The I/O that it was made of.
+    pub(super) fn into_accepted(self) -> Option<Accepted> {
+        let (Owner::Io(tag), Some(origin)) = (self.owner, self.origin) else { return None };
+        let Origin { op, lba, blocks, home, seq, submitted, timeouts } = origin;
+        let (nsid, buf) = (self.sqe.nsid.get(), self.memory.into_io_buf());
+        let io = Io { tag, op, nsid, lba, blocks, buf, buf_offset: self.offset };
+        Some(Accepted { io, home, seq, submitted, timeouts })
     }
 
     /// The command for `units` units, `done` units after the first: LBA, NLB, CID and SGL set.
