@@ -74,6 +74,14 @@ impl HeaderBuf {
         this
     }
 
+    /// Makes the header digest wrong, if there is one: a target's fault on demand.
+    pub(crate) fn spoil_digest(&mut self) {
+        if self.bytes[1] & flag::HDGSTF != 0 {
+            let hlen = usize::from(self.bytes[2]);
+            self.bytes[hlen] ^= 1;
+        }
+    }
+
     /// The bytes to send before the data.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]

@@ -14,10 +14,13 @@ use moorline_stack::mem::IoBuf;
 use moorline_stack::{ConnId, Instant};
 
 use super::TargetConfig;
+use super::faults::{Fate, Late};
 use super::io::Work;
 use super::pool::{Class, Pool};
 use super::transfer::Sending;
-use crate::pdu::{Decoder, Fatal, HeaderBuf, ICReq, ICResp, Item, Limits, Params, Pdu, Role};
+use crate::pdu::{
+    Decoder, Fatal, HeaderBuf, ICReq, ICResp, Item, Limits, Params, Pdu, Role, TermReq,
+};
 use crate::spec::{ConnectData, Sqe, Status};
 
 /// No command's: CIDs have 16 bits.
@@ -55,6 +58,8 @@ pub(super) enum Phase {
     AwaitData,
     /// The device works; it has the buffer.
     Device,
+    /// Never to be answered: a fault's.
+    Withheld,
     /// An Asynchronous Event Request, kept until there is an event.
     Held,
     /// Data of a read to be sent, then its completion.
@@ -84,6 +89,8 @@ pub(super) struct Slot {
     /// The completion.
     pub status: Status,
     pub result: u64,
+    /// What is done wrong with it.
+    pub fate: Fate,
 }
 
 impl Slot {
@@ -101,11 +108,12 @@ impl Slot {
             step: 0,
             status: Status::SUCCESS,
             result: 0,
+            fate: Fate::None,
         }
     }
 
     /// Gives the slot's buffers back.
-    fn release(&mut self, pool: &mut Pool) {
+    pub(super) fn release(&mut self, pool: &mut Pool) {
         if let Some(buf) = self.buf.take() {
             pool.put(self.class, buf);
         }
@@ -183,6 +191,12 @@ pub(super) struct Conn {
     /// Data came whole in this turn: the peer may wait for our acknowledgement.
     pub ack_wanted: bool,
     pub in_starved: bool,
+    /// Answers that a fault holds back.
+    pub late: VecDeque<Late>,
+    /// A fault keeps us from reading.
+    pub is_withheld: bool,
+    /// A fault ended it within a PDU.
+    pub is_cut: bool,
     /// The peer sent FIN.
     pub peer_closed: bool,
     /// What the peer did wrong.
@@ -233,6 +247,9 @@ impl Conn {
             in_dirty: false,
             ack_wanted: false,
             in_starved: false,
+            late: VecDeque::new(),
+            is_withheld: false,
+            is_cut: false,
             peer_closed: false,
             fatal: None,
             grant: (config.hdgst, config.ddgst),
@@ -342,6 +359,7 @@ impl Conn {
         (slot.len, slot.moved, slot.step) = (0, 0, 0);
         slot.status = if conflict { Status::CID_CONFLICT } else { Status::SUCCESS };
         slot.result = 0;
+        slot.fate = Fate::None;
         Ok(Event::Command { slot: index, data_len })
     }
 
@@ -349,13 +367,25 @@ impl Conn {
     pub fn fail(&mut self, now: Instant, fatal: Fatal) {
         tracing::warn!(peer = %self.peer, qid = self.qid, %fatal, "protocol violation");
         self.fatal = Some(fatal);
-        self.special = self.decoder.term_req(fatal);
+        let term = self.decoder.term_req(fatal);
+        self.terminate(now, term);
+    }
+
+    /// The same for nothing that the peer did: a fault's.
+    pub(super) fn end_by(&mut self, now: Instant, fes: u16) {
+        let term = Pdu::C2HTermReq(TermReq { fes, fei: 0 });
+        self.terminate(now, Some(HeaderBuf::encode(&term, &Params::default())));
+    }
+
+    fn terminate(&mut self, now: Instant, term: Option<HeaderBuf>) {
+        self.special = term;
         self.state = State::Terminating;
         // Armed whether the TermReq can be sent or not.
         self.deadline = Some(now + self.term_timeout);
         self.paused = None;
         self.waiting.clear();
         self.tx.clear();
+        self.late.clear();
         // A PDU that is begun is finished, for the TermReq to be found behind it.
     }
 
@@ -381,8 +411,17 @@ impl Conn {
 
     /// Has a slot's phase sent.
     pub fn enqueue(&mut self, slot: u16) {
-        if matches!(self.state, State::ConnectWait | State::Live) {
-            self.tx.push_back(slot);
+        if !matches!(self.state, State::ConnectWait | State::Live) {
+            return;
+        }
+        let s = &mut self.slots[usize::from(slot)];
+        match (s.fate, s.phase) {
+            (Fate::NoCompletion, Phase::SendResp) => s.phase = Phase::Withheld,
+            (Fate::Late(by), Phase::SendResp | Phase::SendData) => {
+                s.fate = Fate::None;
+                self.late.push_back(Late { slot, by, at: None });
+            }
+            _ => self.tx.push_back(slot),
         }
     }
 
@@ -427,6 +466,7 @@ impl Conn {
         self.paused = None;
         self.waiting.clear();
         self.tx.clear();
+        self.late.clear();
         (self.special, self.sending) = (None, None);
         for slot in &mut self.slots {
             slot.release(pool);

@@ -13,6 +13,7 @@ use moorline_stack::{ConnId, Instant};
 
 use super::conn::{Conn, State};
 use super::controller::Controller;
+use super::faults::Faults;
 use super::pool::Pool;
 use super::{Subsystem, TargetConfig, TargetStats};
 use crate::bdev::Done;
@@ -49,6 +50,8 @@ pub(super) struct Core {
     pub commands: u32,
     /// The earliest deadline, or earlier.
     next_check: Option<Instant>,
+    /// What it does wrong on demand; `None` when there is nothing.
+    pub faults: Option<Box<Faults>>,
     pub stats: TargetStats,
 }
 
@@ -73,6 +76,7 @@ impl Core {
             done: Vec::with_capacity(4096),
             commands: 0,
             next_check: None,
+            faults: None,
             stats: TargetStats::default(),
             config,
         }
@@ -335,9 +339,12 @@ impl Core {
             let Some(controller) = &mut self.controllers[at] else { continue };
             let Some(deadline) = controller.deadline() else { continue };
             let admin = controller.queues[0];
-            let unread = admin
-                .and_then(|index| self.conns[index as usize].as_deref())
-                .is_some_and(|conn| conn.in_ready);
+            let conn = admin.and_then(|index| self.conns[index as usize].as_deref());
+            if conn.is_some_and(|conn| conn.is_withheld) {
+                self.check_at(now + STALL_CHECK);
+                continue;
+            }
+            let unread = conn.is_some_and(|conn| conn.in_ready);
             if unread || !controller.is_expired(now) {
                 self.check_at(if deadline <= now { now } else { deadline });
                 continue;
@@ -355,6 +362,9 @@ impl Core {
         let Some(conn) = self.conns[index as usize].as_deref_mut() else { return };
         if conn.state == State::Dead {
             return;
+        }
+        if conn.is_withheld {
+            return self.check_at(now + STALL_CHECK);
         }
         let stalled = conn.stalled_for(now) >= stall_timeout;
         let due = conn.deadline.is_some_and(|deadline| deadline <= now);

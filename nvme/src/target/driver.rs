@@ -9,6 +9,7 @@ use std::time::Duration;
 use moorline_stack::time::earliest;
 use moorline_stack::{ConnId, Event, Instant, Transport};
 
+use super::conn::State;
 use super::core::Core;
 use super::{Subsystem, TargetConfig, TargetStats};
 
@@ -25,7 +26,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_millis(200);
 /// may sleep.
 #[derive(Debug)]
 pub struct Target<T: Transport> {
-    transport: T,
+    pub(super) transport: T,
     pub(super) core: Core,
     shutdown: Option<Shutdown>,
 }
@@ -75,6 +76,9 @@ impl<T: Transport> Target<T> {
 
     /// Takes in what has arrived, executes, answers, and does what is due.
     pub fn turn(&mut self, now: Instant) {
+        if self.core.freezes(now) {
+            return;
+        }
         self.transport.turn(now);
         // Bounded by what the transport took in: a few events for each connection.
         while let Some(event) = self.transport.poll_event() {
@@ -85,6 +89,7 @@ impl<T: Transport> Target<T> {
         }
         self.core.retry();
         self.core.poll_devices();
+        self.core.let_go(now);
         if self.transport.is_caught_up() {
             self.core.check_deadlines(now);
         }
@@ -171,7 +176,10 @@ impl<T: Transport> Target<T> {
         let Some(index) = core.ready.pop_front() else { return };
         let Some(conn) = core.conns[index as usize].as_deref_mut() else { return };
         conn.in_ready = false;
-        let id = conn.id;
+        let (id, is_new) = (conn.id, conn.state == State::IcWait);
+        if core.withholds(index) {
+            return;
+        }
         core.commands = TURN_COMMANDS;
         let mut bytes = TURN_BYTES;
         // Something may be left in the decoder that needs no further bytes.
@@ -184,6 +192,9 @@ impl<T: Transport> Target<T> {
             left = taken < shown.len();
             taken
         });
+        if is_new {
+            core.hold_ic(index);
+        }
         // What a pause leaves is read when there is a buffer.
         let paused = core.conns[index as usize].as_deref().is_none_or(|c| c.paused.is_some());
         let out_of_budget = left || core.commands == 0;
@@ -212,19 +223,29 @@ impl<T: Transport> Target<T> {
         if mem::take(&mut conn.ack_wanted) && sent == 0 {
             transport.ack(id);
         }
+        if conn.is_cut {
+            core.remove(index, Some(true));
+        }
     }
 
     /// Puts the answers on the wire, with one wakeup.
     pub fn flush(&mut self, now: Instant) {
+        if self.core.frozen_until().is_some() {
+            return;
+        }
         self.transport.flush(now);
     }
 
     /// When the next turn is due if nothing arrives before; in the past if at once.
     pub fn poll_timeout(&self) -> Option<Instant> {
+        if let Some(until) = self.core.frozen_until() {
+            return Some(until);
+        }
         if self.core.is_busy() {
             return Some(Instant::ZERO);
         }
         let due = self.shutdown.as_ref().filter(|s| !s.open.is_empty()).map(|s| s.abort_at);
+        let due = earliest(due, self.core.late_at());
         earliest(earliest(self.transport.poll_timeout(), self.core.next_check()), due)
     }
 
@@ -234,7 +255,7 @@ impl<T: Transport> Target<T> {
     /// # Errors
     /// Of the wait itself.
     pub fn wait(&mut self, until: Option<Instant>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
-        if self.core.is_busy() {
+        if self.core.is_busy() && self.core.frozen_until().is_none() {
             return Ok(());
         }
         let until = earliest(until, self.poll_timeout());

@@ -77,6 +77,9 @@ impl Core {
         if live && self.config.tbkas {
             self.controller_of(index).keep_alive(now);
         }
+        if self.faults.is_some() && self.meet_fault(now, index, slot) {
+            return;
+        }
         let conn = self.conn(index);
         let plan = if !conflict.is_success() {
             Plan::fail(conflict)

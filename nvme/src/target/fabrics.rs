@@ -7,6 +7,7 @@ use super::conn::{Conn, Phase, Rx, State};
 use super::controller::{Change, Controller};
 use super::core::Core;
 use super::exec::Plan;
+use super::faults::Fate;
 use crate::pdu::Limits;
 use crate::spec::connect::{CNTLID_DYNAMIC, CNTLID_MAX};
 use crate::spec::opcode::fctype;
@@ -85,7 +86,9 @@ impl Core {
         let connect = Connect::from_sqe(&conn.slots[usize::from(slot)].sqe);
         let bytes = conn.connect_data.as_deref().expect("kept until Connect succeeded");
         let data = ConnectData::read_from_bytes(bytes).expect("it has just this size");
-        let result = if connect.qid == 0 {
+        let result = if conn.slots[usize::from(slot)].fate == Fate::Busy {
+            Err((Status::CONNECT_CONTROLLER_BUSY, 0))
+        } else if connect.qid == 0 {
             self.connect_admin(now, index, &connect, &data)
         } else {
             self.connect_io(index, &connect, &data)

@@ -13,6 +13,7 @@ mod discovery;
 mod driver;
 mod exec;
 mod fabrics;
+mod faults;
 mod identify;
 mod io;
 mod log;
@@ -22,6 +23,7 @@ mod transfer;
 
 pub use config::TargetConfig;
 pub use driver::Target;
+pub use faults::{Fault, FaultScope, Hold};
 pub use subsystem::{NSID_MAX, Subsystem};
 
 /// What a target has done since it was made.
@@ -61,6 +63,8 @@ pub struct TargetStats {
     pub buffer_waits: u64,
 }
 
+#[cfg(test)]
+mod faults_tests;
 #[cfg(test)]
 mod raw;
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! One R2T a command, as long as the command. A PDU that is begun is finished before the next; a
 //! long read is cut into PDUs so that others get their turn between them.
 
-use super::conn::{Conn, Event, Phase, Rx};
+use super::conn::{Conn, Event, Phase, Rx, Slot};
+use super::faults::Fate;
 use super::pool::Pool;
 use crate::limits::DIGEST_BLOCK_BYTES;
 use crate::pdu::digest::DataDigest;
@@ -18,10 +19,15 @@ const C2H_DATA_BYTES_MAX: u32 = 128 << 10;
 const TTAG_SLOT_BITS: u32 = 10;
 const _: () = assert!(super::config::MQES_MAX < 1 << TTAG_SLOT_BITS);
 
+/// How far off a wrong offset is.
+const WRONG_BYTES: u32 = 4;
+
 /// A PDU under way to the send buffer.
 #[derive(Debug)]
 pub(super) struct Sending {
     head: HeaderBuf,
+    /// Bytes of `head` to be sent.
+    head_len: usize,
     /// Bytes of `head`, then of `tail`, that are sent.
     head_at: usize,
     tail_at: usize,
@@ -33,6 +39,9 @@ pub(super) struct Sending {
     tail_len: usize,
     /// The command ends with this PDU.
     ends: bool,
+    /// What a fault makes of it: the connection ends with it, or its data digest is wrong.
+    cut: bool,
+    spoilt: bool,
 }
 
 impl Conn {
@@ -129,6 +138,10 @@ impl Conn {
                 self.sending = Some(sending);
                 return false;
             }
+            if sending.cut {
+                self.is_cut = true;
+                return true;
+            }
             self.sent(&sending, pool);
         }
     }
@@ -141,12 +154,13 @@ impl Conn {
         }
         let Some(slot) = self.tx.pop_front() else { return false };
         let s = &self.slots[usize::from(slot)];
-        let sending = match s.phase {
+        let wrong = if s.fate == Fate::WrongDatao { WRONG_BYTES } else { 0 };
+        let mut sending = match s.phase {
             Phase::SendR2T => {
                 let r2t = R2T {
                     cccid: s.sqe.cid.get(),
                     ttag: self.ttag(slot),
-                    r2to: s.moved,
+                    r2to: s.moved + wrong,
                     r2tl: s.len - s.moved,
                 };
                 let head = HeaderBuf::encode(&Pdu::R2T(r2t), &self.params);
@@ -156,9 +170,10 @@ impl Conn {
                 let datal = (s.len - s.moved).min(C2H_DATA_BYTES_MAX);
                 let last = s.moved + datal == s.len;
                 // SUCCESS conveys no SQHD, so only without SQ flow control.
-                let success = last && !self.flow_control;
+                let success = last && !self.flow_control && s.fate != Fate::NoCompletion;
                 let cccid = s.sqe.cid.get();
-                let data = Data { cccid, ttag: 0, datao: s.moved, datal, last, success };
+                let datao = s.moved + wrong;
+                let data = Data { cccid, ttag: 0, datao, datal, last, success };
                 let start = s.moved as usize;
                 Sending {
                     slot: Some(slot),
@@ -180,8 +195,12 @@ impl Conn {
             | Phase::Waiting
             | Phase::AwaitData
             | Phase::Device
+            | Phase::Withheld
             | Phase::Held => unreachable!("only slots with something to send are queued"),
         };
+        if s.fate != Fate::None {
+            self.slots[usize::from(slot)].fate = sending.spoil(s);
+        }
         self.sending = Some(sending);
         true
     }
@@ -201,6 +220,9 @@ impl Conn {
         s.moved = sent.data.end as u32;
         if s.moved == s.len {
             s.phase = Phase::SendResp;
+            if s.fate == Fate::NoCompletion {
+                s.release(pool);
+            }
         }
         self.enqueue(slot);
     }
@@ -210,6 +232,7 @@ impl Sending {
     /// A PDU that is all header.
     fn header(head: HeaderBuf) -> Self {
         Self {
+            head_len: head.bytes().len(),
             head,
             head_at: 0,
             tail_at: 0,
@@ -219,7 +242,31 @@ impl Sending {
             tail: [0; 4],
             tail_len: 0,
             ends: false,
+            cut: false,
+            spoilt: false,
         }
+    }
+
+    /// Does what a fault has in store for the command that it answers; returns what is still to
+    /// come of it.
+    fn spoil(&mut self, slot: &Slot) -> Fate {
+        match slot.fate {
+            Fate::Cut if slot.phase != Phase::SendR2T => {
+                self.cut = true;
+                self.tail_len = 0;
+                match self.data.len() {
+                    0 => self.head_len /= 2,
+                    len => self.data.end -= len.div_ceil(2),
+                }
+            }
+            Fate::FlipDigest if self.tail_len > 0 => {
+                self.spoilt = true;
+                return Fate::None;
+            }
+            Fate::FlipDigest => self.head.spoil_digest(),
+            _ => {}
+        }
+        slot.fate
     }
 
     /// Sends on. Returns whether any byte was taken, and whether all were.
@@ -236,7 +283,7 @@ impl Sending {
             moved |= taken > 0;
             taken == bytes.len()
         };
-        let head = self.head.bytes();
+        let head = &self.head.bytes()[..self.head_len];
         if self.head_at < head.len() && !give(&head[self.head_at..], &mut self.head_at) {
             return (moved, false);
         }
@@ -254,6 +301,7 @@ impl Sending {
         }
         if self.tail_at == 0 && self.tail_len > 0 {
             self.tail = self.digest.finish().to_le_bytes();
+            self.tail[0] ^= u8::from(self.spoilt);
         }
         let tail = &self.tail[..self.tail_len];
         let whole = self.tail_at == tail.len() || give(&tail[self.tail_at..], &mut self.tail_at);
