@@ -4,6 +4,7 @@
 pub mod cli;
 pub mod commands;
 pub mod exit;
+pub mod faults;
 pub mod identity;
 pub mod out;
 pub mod perf;

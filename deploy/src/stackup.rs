@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use anyhow::{Context, Result, bail, ensure};
 use moorline_stack::kernel::KernelSockets;
 use moorline_stack::lane::{LaneOptions, Mode};
-use moorline_stack::link::fault::{Faults, Faulty};
+use moorline_stack::link::fault::{Faults, FaultsHandle, Faulty};
 use moorline_stack::link::xdp::XdpLink;
 use moorline_stack::tcp::{Tcp, TcpConfig};
 use moorline_stack::{Instant, Link, Transport, route};
@@ -54,16 +54,25 @@ pub struct Path {
 /// # Errors
 /// When the transport cannot be made (the message says what to do), and the job's own.
 pub fn run<J: Job>(lane: &LaneArgs, job: J) -> Result<J::Out> {
+    run_with(lane, None, job)
+}
+
+/// The same, with a link whose faults `faults` may change while it runs. Without, nothing on the
+/// way of a frame knows of faults; kernel sockets have no link of ours.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with<J: Job>(lane: &LaneArgs, faults: Option<FaultsHandle>, job: J) -> Result<J::Out> {
     if let Some(netns) = &lane.netns {
         moorline_rig::enter(netns)?;
     }
     match lane.transport {
-        TransportKind::Xdp => on_xdp(lane, job),
+        TransportKind::Xdp => on_xdp(lane, faults, job),
         TransportKind::Kernel => on_kernel(job),
     }
 }
 
-fn on_xdp<J: Job>(lane: &LaneArgs, job: J) -> Result<J::Out> {
+fn on_xdp<J: Job>(lane: &LaneArgs, faults: Option<FaultsHandle>, job: J) -> Result<J::Out> {
     let link = open_lane(lane)?;
     let path = Path {
         mtu: Some(link.mtu()),
@@ -71,14 +80,14 @@ fn on_xdp<J: Job>(lane: &LaneArgs, job: J) -> Result<J::Out> {
         zero_copy: link.report().zero_copy,
         tcp_checksum: Some(lane.tcp_checksum.unwrap_or_default()),
     };
-    match lane.drop {
-        None => over(link, path, lane, job),
-        Some(drop) => {
-            ensure!((0.0..=1.0).contains(&drop), "--drop {drop}: write a share, from 0 to 1");
-            let faults = Faults { drop, ..Faults::default() };
-            over(Faulty::with(link, FAULT_SEED, faults), path, lane, job)
-        }
+    if lane.drop.is_none() && faults.is_none() {
+        return over(link, path, lane, job);
     }
+    let drop = lane.drop.unwrap_or(0.0);
+    ensure!((0.0..=1.0).contains(&drop), "--drop {drop}: write a share, from 0 to 1");
+    let own = Faults { drop, ..Faults::default() };
+    let link = Faulty::with(link, FAULT_SEED, own).sharing(faults.unwrap_or_default());
+    over(link, path, lane, job)
 }
 
 fn over<L: Link, J: Job>(link: L, path: Path, lane: &LaneArgs, job: J) -> Result<J::Out> {

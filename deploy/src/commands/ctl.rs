@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
+use crate::faults::Shown;
 use crate::out;
 use crate::perf::report::{SCHEMA, VERSION};
 use crate::serve::config::{SOCKET, Settings};
@@ -66,6 +67,23 @@ pub enum What {
         /// Its name.
         name: String,
     },
+    /// What a target does wrong on demand (`moorline target --allow-faults --ctl PATH`).
+    #[command(subcommand)]
+    Faults(FaultsWhat),
+}
+
+/// What of the faults of a target.
+#[derive(Clone, Debug, Subcommand)]
+pub enum FaultsWhat {
+    /// Those in force: how often each was met, and until when it stays.
+    List,
+    /// Do one more thing wrong, KIND[=VALUE][,key=value…]; deploy/CTL.md has the kinds.
+    Add {
+        /// The fault.
+        spec: String,
+    },
+    /// End all of them.
+    Clear,
 }
 
 /// A new controller.
@@ -109,6 +127,11 @@ fn ask(args: CtlArgs) -> Result<Exit> {
         What::Figures => Request::new(Cmd::Figures),
         What::Reset { name } => named(Cmd::Reset, name),
         What::Disconnect { name } => named(Cmd::Disconnect, name),
+        What::Faults(FaultsWhat::List) => Request::new(Cmd::Faults),
+        What::Faults(FaultsWhat::Clear) => Request::new(Cmd::ClearFaults),
+        What::Faults(FaultsWhat::Add { spec }) => {
+            Request { spec: Some(spec.clone()), ..Request::new(Cmd::AddFault) }
+        }
         What::Connect(connect) => {
             Request { controller: Some(Box::new(settings(connect)?)), ..Request::new(Cmd::Connect) }
         }
@@ -117,6 +140,7 @@ fn ask(args: CtlArgs) -> Result<Exit> {
     match args.what {
         What::List => list(&mut client, request, &args, "controllers", table),
         What::Connections => list(&mut client, request, &args, "connections", conn_table),
+        What::Faults(FaultsWhat::List) => list(&mut client, request, &args, "faults", fault_table),
         What::Events => follow(client, &request, args.json),
         _ => {
             let answer = client.ask_value(&request)?;
@@ -240,7 +264,7 @@ fn report(socket: &Path, mut answer: Value) -> Value {
 struct Page<R> {
     ok: bool,
     error: Option<String>,
-    #[serde(alias = "controllers", alias = "connections")]
+    #[serde(alias = "controllers", alias = "connections", alias = "faults")]
     rows: Option<Vec<R>>,
     next: Option<String>,
 }
@@ -360,6 +384,12 @@ fn conn_table(connections: &[Conn]) -> String {
         ]
     };
     columns(head, connections.iter().map(row))
+}
+
+/// The faults as a table.
+fn fault_table(faults: &[Shown]) -> String {
+    let row = |f: &Shown| [f.fault.clone(), f.met.to_string(), f.left_ms.map_or("-".into(), age)];
+    columns(["FAULT", "MET", "LEFT"], faults.iter().map(row))
 }
 
 /// Lines of columns that are as wide as what is in them.

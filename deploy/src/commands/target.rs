@@ -11,12 +11,19 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use moorline_nvme::bdev::{Bdev, File, FileOptions, Null, Ram};
 use moorline_nvme::target::{Subsystem, Target, TargetConfig, TargetStats};
+use moorline_stack::link::fault::FaultsHandle;
+use moorline_stack::time::earliest;
 use moorline_stack::transport::{ConnOptions, ListenOptions};
 use moorline_stack::{Instant, Transport};
+use rustix::event::{self, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use serde_json::json;
 
 use crate::cli::{DEFAULT_NQN, LaneArgs, PollMode};
 use crate::exit::Exit;
+use crate::faults::Faults;
+use crate::faults::ctl::Ctl;
+use crate::faults::spec::Spec;
 use crate::out;
 use crate::perf::measure;
 use crate::perf::report::{SCHEMA, TransportKind, VERSION};
@@ -80,6 +87,14 @@ pub struct TargetArgs {
     /// Say what happens as JSON, one object a line.
     #[arg(long)]
     pub json: bool,
+    /// Begin with a fault, KIND[=VALUE][,key=value…]; repeatable, refused without --allow-faults.
+    /// deploy/CTL.md has the kinds.
+    #[arg(long, value_name = "SPEC")]
+    pub fault: Vec<Spec>,
+    /// Answer `moorline ctl --socket PATH` here: connections, figures and, with --allow-faults,
+    /// faults.
+    #[arg(long, value_name = "PATH")]
+    pub ctl: Option<PathBuf>,
     /// End when standard input does: for a parent that may be killed.
     #[arg(long, hide = true)]
     pub until_stdin_ends: bool,
@@ -159,8 +174,17 @@ pub fn run(args: TargetArgs) -> Result<Exit> {
     }
     let addrs = listen_addrs(&args)?;
     let subsystem = subsystem(&args)?;
-    let serve = Serve { args: &args, addrs, subsystem, stop: stop.clone() };
-    stackup::run(&args.lane, serve)?;
+    ensure!(
+        args.lane.allow_faults || args.fault.is_empty(),
+        "--fault is refused: faults are allowed with --allow-faults only"
+    );
+    let has_link = args.lane.allow_faults && args.lane.transport == TransportKind::Xdp;
+    let link = has_link.then(FaultsHandle::default);
+    let mut faults = Faults::new(args.lane.allow_faults, link.clone());
+    faults.begin(Instant::monotonic(), &args.fault)?;
+    let ctl = args.ctl.as_deref().map(Ctl::open).transpose()?;
+    let serve = Serve { args: &args, addrs, subsystem, stop: stop.clone(), faults, ctl };
+    stackup::run_with(&args.lane, link, serve)?;
     Ok(stop.exit())
 }
 
@@ -254,43 +278,80 @@ struct Serve<'a> {
     addrs: Vec<SocketAddr>,
     subsystem: Subsystem,
     stop: Stop,
+    faults: Faults,
+    ctl: Option<Ctl>,
 }
 
 impl Job for Serve<'_> {
     type Out = ();
 
-    fn run<T: Transport>(self, transport: T, path: Path) -> Result<()> {
+    fn run<T: Transport>(mut self, transport: T, path: Path) -> Result<()> {
         let mut target = Target::new(transport, config(self.args)?);
         target.add_subsystem(self.subsystem)?;
         for addr in &self.addrs {
             target.listen(Instant::monotonic(), *addr)?;
         }
+        self.faults.start(Instant::monotonic(), &mut target)?;
         let teller = Teller { args: self.args, path };
         teller.ready(&self.addrs)?;
-        serve(&mut target, self.args.lane.poll, &self.stop)?;
+        let poll = self.args.lane.poll;
+        serve(&mut target, poll, &self.stop, &mut self.faults, &mut self.ctl)?;
         end(&mut target)?;
         teller.end(&target.stats())
     }
 }
 
 /// Turns until the end is asked for. It spins while there is work, and for a while after.
-fn serve<T: Transport>(target: &mut Target<T>, poll: PollMode, stop: &Stop) -> Result<()> {
+fn serve<T: Transport>(
+    target: &mut Target<T>,
+    poll: PollMode,
+    stop: &Stop,
+    faults: &mut Faults,
+    ctl: &mut Option<Ctl>,
+) -> Result<()> {
     let work = |s: &TargetStats| s.accepted + s.admin + s.reads + s.writes + s.other_ios;
     let (mut seen, mut busy_until) = (0, Instant::ZERO);
     while !stop.requested() {
         let now = Instant::monotonic();
         target.turn(now);
+        faults.turn(now, target)?;
+        if let Some(ctl) = ctl {
+            ctl.turn(now, target, faults);
+        }
         target.flush(now);
+        if let Some(until) = target.frozen_until() {
+            // Whatever arrives is left where it is.
+            sleep(now, until.min(now + TICK), ctl.as_ref())?;
+            continue;
+        }
         let done = work(&target.stats());
         if done != seen {
             (seen, busy_until) = (done, now + SPIN);
         }
         if poll == PollMode::Adaptive && now >= busy_until {
             // A tick, so that a signal just before the sleep is not missed for long.
-            target.wait(Some(now + TICK), &[]).context("waiting for hosts")?;
+            let until = earliest(Some(now + TICK), faults.next());
+            let until = earliest(until, ctl.as_ref().and_then(Ctl::poll_timeout));
+            let fd = ctl.as_ref().map(Ctl::fd);
+            target.wait(until, fd.as_slice()).context("waiting for hosts")?;
         }
     }
     Ok(())
+}
+
+/// Waits for nothing but the control socket.
+fn sleep(now: Instant, until: Instant, ctl: Option<&Ctl>) -> Result<()> {
+    let Some(ctl) = ctl else {
+        thread::sleep(until.since(now));
+        return Ok(());
+    };
+    let until = until.since(now);
+    let timeout = Timespec { tv_sec: until.as_secs() as i64, tv_nsec: until.subsec_nanos().into() };
+    let mut fds = [PollFd::from_borrowed_fd(ctl.fd(), PollFlags::IN)];
+    match event::poll(&mut fds, Some(&timeout)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno).context("waiting for the control socket"),
+    }
 }
 
 /// Closes all connections, so that hosts need not find out by waiting.

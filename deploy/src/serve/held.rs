@@ -213,11 +213,14 @@ impl<T: Transport> Over<'_, T> {
                 return Ok(Answer { line, rest: request.another_page(list.next) });
             }
             Cmd::Connections => {
-                let list = show::connections(host, now, after)?;
+                let list = show::connections(host.transport(), now, after)?;
                 let line = serde_json::to_string(&list)?;
                 return Ok(Answer { line, rest: request.another_page(list.next) });
             }
             Cmd::Figures => answer["figures"] = show::figures(held, host),
+            Cmd::Faults | Cmd::AddFault | Cmd::ClearFaults => {
+                bail!("faults are a target's: `moorline target --allow-faults --ctl PATH`")
+            }
             Cmd::Events => bail!("events are the server's own"),
             Cmd::Reset => held.reset(now, host, name()?)?,
             Cmd::Disconnect => held.disconnect(now, host, name()?)?,

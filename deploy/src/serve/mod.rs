@@ -11,7 +11,7 @@ pub mod held;
 pub mod log;
 pub mod proto;
 pub mod server;
-mod show;
+pub(crate) mod show;
 
 use std::path::PathBuf;
 use std::time::Duration;

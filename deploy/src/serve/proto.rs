@@ -34,6 +34,12 @@ pub enum Cmd {
     Connect,
     /// Shut `name` down in order, and forget it.
     Disconnect,
+    /// Of a target: the faults in force.
+    Faults,
+    /// Of a target: do `spec` wrong from now on.
+    AddFault,
+    /// Of a target: end all faults.
+    ClearFaults,
 }
 
 /// A request.
@@ -56,12 +62,15 @@ pub struct Request {
     /// `connect`: as in the configuration file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller: Option<Box<Settings>>,
+    /// `add-fault`: as on the command line of `moorline target`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<String>,
 }
 
 impl Request {
     /// A request without parameters.
     pub const fn new(cmd: Cmd) -> Self {
-        Self { v: V, cmd, after: None, pages: None, name: None, controller: None }
+        Self { v: V, cmd, after: None, pages: None, name: None, controller: None, spec: None }
     }
 
     /// The request for the next page, where there is one and it was asked for.

@@ -67,8 +67,8 @@ fn ctrl<T: Transport>(host: &Host<T>, now: Instant, name: &str, one: &One) -> Ct
 ///
 /// # Errors
 /// When `after` is no slot.
-pub(super) fn connections<T: Transport>(
-    host: &Host<T>,
+pub(crate) fn connections<T: Transport>(
+    transport: &T,
     now: Instant,
     after: Option<&str>,
 ) -> Result<Conns> {
@@ -76,7 +76,7 @@ pub(super) fn connections<T: Transport>(
         None => 0,
         Some(slot) => slot.parse::<u32>().context("\"after\" is a slot")?.saturating_add(1),
     };
-    let mut page = host.transport().connections_from(from, PAGE + 1);
+    let mut page = transport.connections_from(from, PAGE + 1);
     let more = page.len() > PAGE;
     page.truncate(PAGE);
     let connections = page.into_iter().map(|report| Conn {

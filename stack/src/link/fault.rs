@@ -193,6 +193,13 @@ impl<L: Link> Faulty<L> {
         link
     }
 
+    /// Takes the faults of a handle as well, from the first frame on.
+    #[must_use]
+    pub fn sharing(mut self, handle: FaultsHandle) -> Self {
+        self.shared = handle;
+        self
+    }
+
     /// The faults in force, to be changed at any time.
     pub fn faults_mut(&mut self) -> &mut Faults {
         &mut self.fate.faults

@@ -1,0 +1,194 @@
+//! The faults of a running target: those that are in force, and until when.
+//!
+//! What always holds: there are none unless they were allowed when the target was started; one
+//! that has its time ends by itself; at most [`FAULTS_MAX`] are in force at once.
+
+pub mod ctl;
+pub mod spec;
+
+use anyhow::{Context, Result, bail, ensure};
+use moorline_nvme::target::Target;
+use moorline_stack::link::fault::FaultsHandle;
+use moorline_stack::{Instant, Transport};
+use serde::{Deserialize, Serialize};
+
+use spec::{Kind, Spec};
+
+/// Faults in force at once.
+pub const FAULTS_MAX: usize = 64;
+
+/// The faults of a target.
+#[derive(Debug)]
+pub struct Faults {
+    allowed: bool,
+    /// Of its link, where that is ours.
+    link: Option<FaultsHandle>,
+    all: Vec<One>,
+    /// Those it was started with, while there was no target yet.
+    waiting: Vec<Spec>,
+    /// Faults there were, which names them.
+    names: u64,
+}
+
+#[derive(Debug)]
+struct One {
+    name: u64,
+    spec: Spec,
+    until: Option<Instant>,
+}
+
+/// A fault, for who asks.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct Shown {
+    /// As it was written.
+    pub fault: String,
+    /// Frames, commands or connections that have met it.
+    pub met: u64,
+    /// Until it ends by itself.
+    pub left_ms: Option<f64>,
+}
+
+impl Faults {
+    /// None yet. `link`: the faults of the link that the target is to have, if that is ours.
+    pub fn new(allowed: bool, link: Option<FaultsHandle>) -> Self {
+        Self { allowed, link, all: Vec::new(), waiting: Vec::new(), names: 0 }
+    }
+
+    /// Begins with these: the link's hold from the first frame on, the target's from
+    /// [`Faults::start`] on.
+    ///
+    /// # Errors
+    /// When faults are not allowed, or there are too many.
+    pub fn begin(&mut self, now: Instant, specs: &[Spec]) -> Result<()> {
+        for spec in specs {
+            self.check(spec)?;
+            match spec.kind {
+                Kind::Target(_) => self.waiting.push(spec.clone()),
+                _ => self.enter(now, spec.clone()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The target is there.
+    ///
+    /// # Errors
+    /// The transport's, of closing a port.
+    pub fn start<T: Transport>(&mut self, now: Instant, target: &mut Target<T>) -> Result<()> {
+        for spec in std::mem::take(&mut self.waiting) {
+            self.add(now, target, spec)?;
+        }
+        Ok(())
+    }
+
+    /// Adds one. Returns how many connections it has met at once.
+    ///
+    /// # Errors
+    /// When faults are not allowed, there are too many, or the transport cannot do it.
+    pub fn add<T: Transport>(
+        &mut self,
+        now: Instant,
+        target: &mut Target<T>,
+        spec: Spec,
+    ) -> Result<u64> {
+        self.check(&spec)?;
+        let Kind::Target(fault) = spec.kind else {
+            self.enter(now, spec);
+            return Ok(0);
+        };
+        let told = || format!("fault {spec}");
+        let met = target.add_fault(now, self.names, fault, spec.scope());
+        if met.is_err() {
+            // Of several ports, some may be closed.
+            let _ = target.remove_fault(now, self.names);
+        }
+        let met = met.with_context(told)?;
+        tracing::warn!(fault = %spec, "a fault on demand");
+        if fault != moorline_nvme::target::Fault::Reset {
+            self.enter(now, spec);
+        }
+        Ok(met)
+    }
+
+    /// Ends all of them.
+    ///
+    /// # Errors
+    /// When faults are not allowed, or a port cannot be listened on again.
+    pub fn clear<T: Transport>(&mut self, now: Instant, target: &mut Target<T>) -> Result<()> {
+        self.allow()?;
+        let mut first = Ok(());
+        for one in std::mem::take(&mut self.all) {
+            let ended = self.end(now, target, &one);
+            first = first.and(ended);
+        }
+        first
+    }
+
+    /// Ends those whose time is over.
+    ///
+    /// # Errors
+    /// When a port cannot be listened on again.
+    pub fn turn<T: Transport>(&mut self, now: Instant, target: &mut Target<T>) -> Result<()> {
+        while let Some(at) = self.all.iter().position(|one| one.until.is_some_and(|at| at <= now)) {
+            let one = self.all.remove(at);
+            self.end(now, target, &one)?;
+        }
+        Ok(())
+    }
+
+    /// When the next ends by itself.
+    pub fn next(&self) -> Option<Instant> {
+        self.all.iter().filter_map(|one| one.until).min()
+    }
+
+    /// All that are in force, oldest first.
+    pub fn list<T: Transport>(&self, now: Instant, target: &Target<T>) -> Vec<Shown> {
+        let met = |one: &One| match (&one.spec.kind, &self.link) {
+            (Kind::Target(_), _) => target.fault_hits(one.name),
+            (_, Some(link)) => link.counts(one.name).total(),
+            (_, None) => 0,
+        };
+        let left = |at: Instant| at.since(now).as_micros() as f64 / 1e3;
+        let shown = |one: &One| Shown {
+            fault: one.spec.to_string(),
+            met: met(one),
+            left_ms: one.until.map(left),
+        };
+        self.all.iter().map(shown).collect()
+    }
+
+    fn allow(&self) -> Result<()> {
+        ensure!(self.allowed, "faults are not allowed here: start the target with --allow-faults");
+        Ok(())
+    }
+
+    fn check(&self, spec: &Spec) -> Result<()> {
+        self.allow()?;
+        if self.link.is_none() && spec.link().is_some() {
+            bail!("{} is a fault of our own stack's link: it needs --transport xdp", spec.kind);
+        }
+        let count = self.all.len() + self.waiting.len();
+        ensure!(count < FAULTS_MAX, "{FAULTS_MAX} faults are in force: clear them first");
+        Ok(())
+    }
+
+    /// It is in force from now on.
+    fn enter(&mut self, now: Instant, spec: Spec) {
+        let name = self.names;
+        self.names += 1;
+        if let (Some(link), Some(faults)) = (&self.link, spec.link()) {
+            tracing::warn!(fault = %spec, "a fault on demand");
+            link.add(name, spec.seed(), faults);
+        }
+        let until = spec.lasts().map(|time| now + time);
+        self.all.push(One { name, spec, until });
+    }
+
+    fn end<T: Transport>(&mut self, now: Instant, target: &mut Target<T>, one: &One) -> Result<()> {
+        tracing::warn!(fault = %one.spec, "ended");
+        if let Some(link) = &self.link {
+            link.remove(one.name);
+        }
+        target.remove_fault(now, one.name).with_context(|| format!("ending {}", one.spec))
+    }
+}
