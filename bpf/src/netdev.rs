@@ -39,10 +39,7 @@ pub fn name(index: u32) -> io::Result<String> {
 /// # Errors
 /// Of the `ioctl`; `ENODEV` when there is no such interface.
 pub fn mtu(name: &str) -> io::Result<usize> {
-    let request = ioctl(name, libc::SIOCGIFMTU, |_| {})?;
-    // SAFETY: SIOCGIFMTU has filled in this member.
-    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
-    Ok(mtu as usize)
+    View::here()?.mtu(name)
 }
 
 /// The hardware address.
@@ -50,7 +47,7 @@ pub fn mtu(name: &str) -> io::Result<usize> {
 /// # Errors
 /// Of the `ioctl`; `ENODEV` when there is no such interface.
 pub fn mac(name: &str) -> io::Result<[u8; 6]> {
-    let request = ioctl(name, libc::SIOCGIFHWADDR, |_| {})?;
+    let request = View::here()?.ioctl(name, libc::SIOCGIFHWADDR, |_| {})?;
     // SAFETY: SIOCGIFHWADDR has filled in this member.
     let addr = unsafe { request.ifr_ifru.ifru_hwaddr };
     let mut mac = [0; 6];
@@ -65,10 +62,7 @@ pub fn mac(name: &str) -> io::Result<[u8; 6]> {
 /// # Errors
 /// Of the `ioctl`; `ENODEV` when there is no such interface.
 pub fn is_up(name: &str) -> io::Result<bool> {
-    let request = ioctl(name, libc::SIOCGIFFLAGS, |_| {})?;
-    // SAFETY: SIOCGIFFLAGS has filled in this member.
-    let flags = unsafe { request.ifr_ifru.ifru_flags };
-    Ok(i32::from(flags) & libc::IFF_UP != 0)
+    View::here()?.is_up(name)
 }
 
 /// The driver, as `ethtool -i` names it.
@@ -80,42 +74,80 @@ pub fn driver(name: &str) -> io::Result<String> {
     let mut info = [0u32; 49];
     info[0] = 0x3; // ETHTOOL_GDRVINFO
     let data = (&raw mut info).cast::<c_char>();
-    ioctl(name, libc::SIOCETHTOOL as libc::Ioctl, |ifru| ifru.ifru_data = data)?;
+    let operation = libc::SIOCETHTOOL as libc::Ioctl;
+    View::here()?.ioctl(name, operation, |ifru| ifru.ifru_data = data)?;
     let bytes: Vec<u8> = info[1..9].iter().flat_map(|word| word.to_ne_bytes()).collect();
     let driver = CStr::from_bytes_until_nul(&bytes).map_err(io::Error::other)?;
     Ok(driver.to_string_lossy().into_owned())
 }
 
-/// One `ioctl` about `name`, with its argument set by `fill`.
-fn ioctl(
-    name: &str,
-    operation: libc::Ioctl,
-    fill: impl FnOnce(&mut libc::__c_anonymous_ifr_ifru),
-) -> io::Result<libc::ifreq> {
-    if name.is_empty() || name.len() >= libc::IF_NAMESIZE {
-        return Err(no_device());
+/// The interfaces of one network namespace, seen from wherever its owner is: an open socket. A look
+/// is one system call, and takes no lock.
+#[derive(Debug)]
+pub struct View(OwnedFd);
+
+impl View {
+    /// Of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When no socket can be opened.
+    pub fn here() -> io::Result<Self> {
+        // SAFETY: no pointers are passed.
+        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
-    let ifru_data = std::ptr::null_mut();
-    let mut request = libc::ifreq {
-        ifr_name: [0; libc::IF_NAMESIZE],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data },
-    };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as c_char;
+
+    /// The MTU, as [`mtu`].
+    ///
+    /// # Errors
+    /// As [`mtu`].
+    pub fn mtu(&self, name: &str) -> io::Result<usize> {
+        let request = self.ioctl(name, libc::SIOCGIFMTU, |_| {})?;
+        // SAFETY: SIOCGIFMTU has filled in this member.
+        let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+        Ok(mtu as usize)
     }
-    fill(&mut request.ifr_ifru);
-    // SAFETY: no pointers are passed.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
+
+    /// Whether the interface is up.
+    ///
+    /// # Errors
+    /// As [`is_up`].
+    pub fn is_up(&self, name: &str) -> io::Result<bool> {
+        let request = self.ioctl(name, libc::SIOCGIFFLAGS, |_| {})?;
+        // SAFETY: SIOCGIFFLAGS has filled in this member.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        Ok(i32::from(flags) & libc::IFF_UP != 0)
     }
-    // SAFETY: a new descriptor that nobody else owns.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let argument = (&raw mut request).cast::<c_void>();
-    // SAFETY: the operations used here read and write one `ifreq`, and what its `ifru_data`
-    // points to, which `driver` keeps alive and large enough.
-    let ret = unsafe { libc::ioctl(socket.as_raw_fd(), operation, argument) };
-    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(request) }
+
+    /// One `ioctl` about `name`, with its argument set by `fill`.
+    fn ioctl(
+        &self,
+        name: &str,
+        operation: libc::Ioctl,
+        fill: impl FnOnce(&mut libc::__c_anonymous_ifr_ifru),
+    ) -> io::Result<libc::ifreq> {
+        if name.is_empty() || name.len() >= libc::IF_NAMESIZE {
+            return Err(no_device());
+        }
+        let ifru_data = std::ptr::null_mut();
+        let mut request = libc::ifreq {
+            ifr_name: [0; libc::IF_NAMESIZE],
+            ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data },
+        };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as c_char;
+        }
+        fill(&mut request.ifr_ifru);
+        let argument = (&raw mut request).cast::<c_void>();
+        // SAFETY: the operations used here read and write one `ifreq`, and what its `ifru_data`
+        // points to, which `driver` keeps alive and large enough.
+        let ret = unsafe { libc::ioctl(self.0.as_raw_fd(), operation, argument) };
+        if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(request) }
+    }
 }
 
 fn to_string(name: &[c_char]) -> String {

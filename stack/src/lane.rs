@@ -1,11 +1,13 @@
 //! Opening a lane: one queue of an interface, with everything that makes frames arrive on it.
 //!
 //! The steering program is attached, an AF_XDP socket bound, and the one told of the other. Either
-//! all of it stands when [`open`] returns, or none of it; and all of it goes with the link.
+//! all of it stands when [`open`] returns, or none of it; and all of it goes with the link. When the
+//! interface goes away and comes back, the link makes it anew from the same options.
 
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 pub use moorline_bpf::Mode;
 use moorline_bpf::{Steering, SteeringConfig, netdev};
@@ -14,7 +16,7 @@ use moorline_xsk::{Options, Socket};
 use crate::link::xdp::XdpLink;
 
 /// What a lane shall be.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct LaneOptions {
     /// The interface, in the calling thread's network namespace.
     pub ifname: String,
@@ -26,6 +28,23 @@ pub struct LaneOptions {
     pub vlan: Option<u16>,
     /// The socket; its `mtu` is replaced by the interface's.
     pub socket: Options,
+    /// How long the interface may be down or gone before that is logged as an error. It is looked
+    /// for without end: what is given up, and when, is decided above (`ack_timeout`, controller
+    /// loss).
+    pub reopen_timeout: Duration,
+}
+
+impl Default for LaneOptions {
+    fn default() -> Self {
+        Self {
+            ifname: String::new(),
+            mode: Mode::default(),
+            addrs: Vec::new(),
+            vlan: None,
+            socket: Options::default(),
+            reopen_timeout: Duration::from_secs(30),
+        }
+    }
 }
 
 impl LaneOptions {
@@ -57,11 +76,29 @@ pub enum Error {
     Socket(#[from] moorline_xsk::Error),
 }
 
-/// Opens a lane.
+/// Opens a lane. Its interface may go away later, and be made again under the same name: see
+/// [`XdpLink`].
 ///
 /// # Errors
 /// See [`Error`]; nothing is left behind then.
 pub fn open(options: &LaneOptions) -> Result<XdpLink, Error> {
+    let parts = assemble(options)?;
+    XdpLink::new(options.clone(), parts)
+        .map_err(|source| Error::Interface { ifname: options.ifname.clone(), source })
+}
+
+/// What a lane consists of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub mtu: usize,
+    pub mac: [u8; 6],
+    pub steering: Steering,
+    pub socket: Socket,
+}
+
+/// Makes the parts of a lane, all or none. Takes some 15 ms, most of it for the steering program,
+/// and as long as others hold the kernel's lock on interfaces.
+pub(crate) fn assemble(options: &LaneOptions) -> Result<Parts, Error> {
     let ifname = &options.ifname;
     let interface = |source| Error::Interface { ifname: ifname.clone(), source };
     let ifindex = netdev::index(ifname).map_err(interface)?;
@@ -90,7 +127,7 @@ pub fn open(options: &LaneOptions) -> Result<XdpLink, Error> {
         send_buffer = report.send_buffer,
         "lane open"
     );
-    Ok(XdpLink::new(ifname.clone(), mtu, mac, steering, socket))
+    Ok(Parts { mtu, mac, steering, socket })
 }
 
 #[cfg(test)]

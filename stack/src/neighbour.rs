@@ -241,6 +241,21 @@ impl Neighbours {
         }
     }
 
+    /// The link was down or gone, and is up again, with our hardware address `mac`. Our addresses
+    /// are announced, and all whom we know asked anew: they may have moved, and whoever did not
+    /// answer may have been unable to.
+    pub fn link_up(&mut self, now: Instant, mac: Mac) {
+        self.mac = mac;
+        for own in &mut self.own {
+            own.link_up(now, self.options.announcements);
+        }
+        self.table.retain(|entry| !matches!(entry.state, State::Failed { .. }));
+        for entry in &mut self.table {
+            entry.state = entry.state.after_link_up(now);
+        }
+        self.handle_timeout_forced(now);
+    }
+
     /// Takes in an ARP packet.
     pub fn arp_input(&mut self, now: Instant, arp: &Arp) {
         let (sender, target) = (IpAddr::V4(arp.sender_ip), IpAddr::V4(arp.target_ip));

@@ -91,7 +91,12 @@ impl Pipe {
 
     /// Tells the other end that the node at `ip`, on this end, is there: no matter what is dark.
     pub fn announce(&mut self, ip: IpAddr) {
-        self.net.borrow_mut().announce(1 - self.end, ip);
+        self.net.borrow_mut().tell(1 - self.end, Event::Reachable(ip));
+    }
+
+    /// Tells the other end that its link is up again.
+    pub fn link_up(&mut self) {
+        self.net.borrow_mut().tell(1 - self.end, Event::LinkUp);
     }
 
     /// Connections that this end holds.

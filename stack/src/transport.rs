@@ -52,6 +52,8 @@ pub enum Event {
     /// itself on our link. Nothing proves that the sender is who it says: a reason to try,
     /// no more.
     Reachable(IpAddr),
+    /// Our link was down or gone, and is up again: peers may be reachable that were not. A hint.
+    LinkUp,
 }
 
 /// The stage in which a connection was, or is. A host's qpair has its own stages above these.

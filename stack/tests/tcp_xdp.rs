@@ -62,7 +62,8 @@ fn serve(tcp: &mut Tcp<XdpLink>, stop: &AtomicBool) {
                 Event::Connected(_)
                 | Event::Readable(_)
                 | Event::Writable(_)
-                | Event::Reachable(_) => {}
+                | Event::Reachable(_)
+                | Event::LinkUp => {}
             }
         }
         for &(id, closed) in &conns {

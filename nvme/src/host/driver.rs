@@ -202,6 +202,7 @@ impl<T: Transport> Host<T> {
         let conn = match event {
             Event::Accepted { .. } => return, // nobody listens here
             Event::Reachable(ip) => return self.announced(now, ip),
+            Event::LinkUp => return self.link_up(now),
             Event::Connected(conn)
             | Event::Readable(conn)
             | Event::Writable(conn)
@@ -212,7 +213,7 @@ impl<T: Transport> Host<T> {
         let Some(entry) = &mut self.entries[at.ctrl as usize] else { return };
         let q = at.qpair as usize;
         match event {
-            Event::Accepted { .. } | Event::Reachable(_) => return,
+            Event::Accepted { .. } | Event::Reachable(_) | Event::LinkUp => return,
             Event::Connected(_) => {
                 entry.ctrl.qpairs[q].connected(now);
                 let (address, over) = (entry.address, entry.life.is_over());

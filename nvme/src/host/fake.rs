@@ -259,7 +259,8 @@ impl Fake {
                 Event::Readable(conn) => self.readable(conn),
                 Event::PeerClosed(conn) => self.pipe.close(now, conn),
                 Event::Closed(conn, _) => self.conns.retain(|c| c.id != conn),
-                Event::Connected(_) | Event::Writable(_) | Event::Reachable(_) => {}
+                Event::Connected(_) | Event::Writable(_) => {}
+                Event::Reachable(_) | Event::LinkUp => {}
             }
         }
         self.late();

@@ -240,19 +240,35 @@ impl<T: Transport> Host<T> {
         self.addresses.at(place).members = members;
     }
 
-    /// A node has announced itself: each of its addresses that is not reachable is tested at once
-    /// (a test under way goes on: its SYN has just been sent again), and on the others nobody
-    /// backs off any longer.
+    /// A node has announced itself: its addresses are tried at once.
     pub(super) fn announced(&mut self, now: Instant, ip: IpAddr) {
         self.figures.announcements += 1;
         for place in 0..self.addresses.places() {
-            let Some(address) = self.addresses.of_node(place, ip) else { continue };
-            if !address.reach.is_tested() {
-                self.end_back_offs(now, place);
-            } else if address.tester.is_none() {
-                address.next_probe = now;
-                self.probes.set(place, Some(now));
+            if self.addresses.of_node(place, ip).is_some() {
+                self.try_at_once(now, place);
             }
+        }
+    }
+
+    /// Our own link is up again: all addresses are tried at once.
+    pub(super) fn link_up(&mut self, now: Instant) {
+        for place in 0..self.addresses.places() {
+            if self.addresses.peek(place).is_some() {
+                self.try_at_once(now, place);
+            }
+        }
+    }
+
+    /// There is reason to try an address: if it is not reachable it is tested at once (a test
+    /// under way goes on: its SYN has just been sent again), and if it is, nobody backs off any
+    /// longer.
+    fn try_at_once(&mut self, now: Instant, place: u32) {
+        let address = self.addresses.at(place);
+        if !address.reach.is_tested() {
+            self.end_back_offs(now, place);
+        } else if address.tester.is_none() {
+            address.next_probe = now;
+            self.probes.set(place, Some(now));
         }
     }
 

@@ -524,3 +524,21 @@ fn an_announcement_ends_the_back_off_of_a_controller_that_was_refused() {
     run_for(&mut world, 5 * MS);
     assert_eq!(state(&world, id), CtrlState::Live);
 }
+
+#[test]
+fn when_our_own_link_comes_up_all_addresses_are_tried_at_once() {
+    let other: SocketAddr = "192.0.2.2:4420".parse().unwrap();
+    let mut world = large();
+    world.fake.pipe.listen(Instant::ZERO, other, &ListenOptions::default()).unwrap();
+    many(&mut world, 100, &[address(), other]);
+    darken(&mut world, address());
+    darken(&mut world, other);
+    run_for(&mut world, Duration::from_secs(8));
+    world.events.clear();
+    lighten(&mut world);
+    let before = world.host.figures().attempts;
+    world.fake.pipe.link_up();
+    run_for(&mut world, 150 * MS);
+    assert_eq!(kinds(&world.events), BTreeMap::from([("live", 100)]));
+    assert!(world.host.figures().attempts - before <= 102);
+}

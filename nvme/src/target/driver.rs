@@ -140,7 +140,7 @@ impl<T: Transport> Target<T> {
                 self.transport.abort(now, conn);
             }
             Event::Accepted { conn, local, peer } => self.core.accepted(now, conn, local, peer),
-            Event::Connected(_) | Event::Reachable(_) => {}
+            Event::Connected(_) | Event::Reachable(_) | Event::LinkUp => {}
             Event::Readable(id) => {
                 if let Some(index) = self.core.index_of(id) {
                     self.core.readable(index);

@@ -74,7 +74,8 @@ impl Raw {
         while let Some(event) = self.pipe.poll_event() {
             match event {
                 Event::Accepted { conn, .. } => self.open(conn),
-                Event::Connected(_) | Event::Writable(_) | Event::Reachable(_) => {}
+                Event::Connected(_) | Event::Writable(_) => {}
+                Event::Reachable(_) | Event::LinkUp => {}
                 Event::Readable(id) => {
                     self.receive(id);
                 }

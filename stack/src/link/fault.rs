@@ -15,7 +15,7 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Link, LinkStats, LinkTx};
+use super::{Link, LinkEvent, LinkStats, LinkTx};
 use crate::Instant;
 use crate::eth::{Frame, Packet};
 use crate::rng::Rng;
@@ -429,6 +429,10 @@ impl<L: Link> Link for Faulty<L> {
 
     fn wait(&mut self, until: Option<Instant>, also: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.inner.wait(earliest(until, self.held.next()), also)
+    }
+
+    fn poll_event(&mut self) -> Option<LinkEvent> {
+        self.inner.poll_event()
     }
 
     fn stats(&self) -> LinkStats {

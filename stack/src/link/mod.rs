@@ -5,6 +5,8 @@
 //! answered before its frame is let go. Links never block: only [`Link::wait`] sleeps.
 
 pub mod fault;
+mod netns;
+mod presence;
 pub mod sim;
 pub mod xdp;
 
@@ -58,8 +60,11 @@ pub trait Link {
 
     /// Closes a turn: hands queued frames to the device, with one wakeup.
     ///
+    /// A device that is down or gone is no error: frames are dropped until it is back
+    /// ([`Link::poll_event`]).
+    ///
     /// # Errors
-    /// When the device is gone or stuck (for instance, completions that never come).
+    /// When the device is stuck (completions that never come), or the link cannot be used.
     fn flush(&mut self, now: Instant) -> io::Result<()>;
 
     /// When the link itself wants the next turn (a simulated delivery, a wakeup to repeat, the
@@ -73,8 +78,24 @@ pub trait Link {
     /// Of the wait itself; a signal ends the wait without an error.
     fn wait(&mut self, until: Option<Instant>, also: &[BorrowedFd<'_>]) -> io::Result<()>;
 
+    /// What became of the device since this was asked last: its last change, if any. Links without
+    /// a device that can go have nothing to tell.
+    fn poll_event(&mut self) -> Option<LinkEvent> {
+        None
+    }
+
     /// Counters since the link was opened.
     fn stats(&self) -> LinkStats;
+}
+
+/// A change of the device under a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// It is down or gone: nothing is received, and what is sent is dropped.
+    Down,
+    /// It is up again. [`Link::mac`] may be another, and the neighbours have heard nothing of us
+    /// meanwhile, nor we of them.
+    Up,
 }
 
 /// What a link has done since it was opened.

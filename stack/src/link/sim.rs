@@ -12,7 +12,7 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Link, LinkStats, LinkTx};
+use super::{Link, LinkEvent, LinkStats, LinkTx};
 use crate::Instant;
 use crate::rng::Rng;
 
@@ -106,6 +106,8 @@ pub struct SimLink {
     wire: Rc<RefCell<Wire>>,
     tx: SimTx,
     stats: LinkStats,
+    is_up: bool,
+    event: Option<LinkEvent>,
 }
 
 /// The sending half of a [`SimLink`].
@@ -147,8 +149,23 @@ impl SimLink {
                 bytes: 0,
             },
             stats: LinkStats::default(),
+            is_up: true,
+            event: None,
         };
         (end(0), end(1))
+    }
+
+    /// The device goes away: what is sent or arrives meanwhile is lost.
+    pub fn goes_away(&mut self) {
+        self.is_up = false;
+        self.event = Some(LinkEvent::Down);
+    }
+
+    /// The device comes back, as one with the hardware address `mac`.
+    pub fn comes_back(&mut self, mac: [u8; 6]) {
+        self.mac = mac;
+        self.is_up = true;
+        self.event = Some(LinkEvent::Up);
     }
 
     /// Takes the next frame that has arrived by `now` off the wire.
@@ -200,6 +217,10 @@ impl Link for SimLink {
     ) -> usize {
         for received in 0..budget {
             let Some(frame) = self.arrived(now) else { return received };
+            if !self.is_up {
+                self.wire.borrow_mut().free.push(frame);
+                continue;
+            }
             self.stats.rx_frames += 1;
             self.stats.rx_bytes += frame.len() as u64;
             each(&frame, &mut self.tx);
@@ -215,7 +236,11 @@ impl Link for SimLink {
     fn flush(&mut self, now: Instant) -> io::Result<()> {
         let mut wire = self.wire.borrow_mut();
         for frame in self.tx.queued.drain(..) {
-            wire.carry(now, self.end, frame);
+            if self.is_up {
+                wire.carry(now, self.end, frame);
+            } else {
+                wire.free.push(frame);
+            }
         }
         Ok(())
     }
@@ -226,6 +251,10 @@ impl Link for SimLink {
 
     fn wait(&mut self, _until: Option<Instant>, _also: &[BorrowedFd<'_>]) -> io::Result<()> {
         Ok(())
+    }
+
+    fn poll_event(&mut self) -> Option<LinkEvent> {
+        self.event.take()
     }
 
     fn stats(&self) -> LinkStats {

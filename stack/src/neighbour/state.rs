@@ -51,6 +51,19 @@ impl State {
         }
     }
 
+    /// What becomes of it when the link was away: asked anew, all of them.
+    pub fn after_link_up(self, now: Instant) -> Self {
+        match self {
+            Self::Probing { next: Some(_), .. } => {
+                Self::Probing { old: None, tries: 0, next: Some(now) }
+            }
+            Self::Reachable { mac, .. } | Self::Refreshing { mac, .. } | Self::Stale { mac } => {
+                Self::Refreshing { mac, tries: 0, next: now }
+            }
+            other => other,
+        }
+    }
+
     pub fn evictable(&self) -> bool {
         match self {
             Self::Reachable { used, .. } => !used,
@@ -88,6 +101,17 @@ pub(super) struct Own {
 impl Own {
     pub fn ready(&self) -> bool {
         matches!(self.state, OwnState::Announcing { .. } | OwnState::Ready)
+    }
+
+    /// It is announced again, or probed from the beginning.
+    pub fn link_up(&mut self, now: Instant, announcements: u8) {
+        self.state = match self.state {
+            OwnState::Probing { .. } => OwnState::Probing { sent: 0, next: now },
+            OwnState::Announcing { .. } | OwnState::Ready => {
+                OwnState::Announcing { left: announcements, next: now }
+            }
+            OwnState::Conflict => OwnState::Conflict,
+        };
     }
 
     pub fn deadline(&self) -> Option<Instant> {

@@ -456,3 +456,24 @@ proptest! {
         prop_assert!(us.ndisc_input(at(0), PEER, &datagram));
     }
 }
+
+#[test]
+fn after_an_outage_of_the_link_we_announce_ourselves_and_ask_for_all_whom_we_know() {
+    const NEW: Mac = [2, 0, 0, 0, 0, 77];
+    let mut us = us();
+    let peer = ip("10.0.0.2");
+    us.resolve(at(0), peer);
+    us.arp_input(at(1), &arp(ArpOp::Reply, PEER, "10.0.0.2", "10.0.0.1"));
+    us.resolve(at(2), ip("10.0.0.9"));
+    pass(&mut us, at(500));
+    events(&mut us);
+    us.link_up(at(1000), NEW);
+    let frames = sent(&mut us);
+    // Two announcements, one request to all: whoever did not answer is asked when it is wanted.
+    assert_eq!(frames.len(), 3);
+    assert!(frames.iter().all(|frame| frame[6..12] == NEW && frame[0] & 1 == 1));
+    assert_eq!(us.resolve(at(1000), peer), Resolution::Resolved(PEER), "until we know better");
+    us.arp_input(at(1001), &arp(ArpOp::Reply, OTHER, "10.0.0.2", "10.0.0.1"));
+    assert_eq!(events(&mut us), [NeighbourEvent::Resolved(peer, OTHER)]);
+    assert_eq!(us.resolve(at(1001), ip("10.0.0.9")), Resolution::Pending);
+}

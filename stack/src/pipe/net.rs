@@ -202,8 +202,8 @@ impl Net {
         Ok(())
     }
 
-    pub fn announce(&mut self, to: usize, ip: IpAddr) {
-        self.ends[to].events.push_back(Event::Reachable(ip));
+    pub fn tell(&mut self, end: usize, event: Event) {
+        self.ends[end].events.push_back(event);
     }
 
     pub fn connect(

@@ -96,6 +96,18 @@ mod tests {
     }
 
     #[test]
+    fn a_skip_goes_forward_only_and_changes_no_rate() {
+        let at = |ms: u64| Instant::from_nanos(ms * 1_000_000);
+        let mut clock = Clock::new(at(0), 20);
+        let reading = TcpInstant::from_micros;
+        clock.advance(at(10), 5);
+        assert_eq!(clock.at(at(10)), reading(1_200_000));
+        clock.advance(at(10), 9_000_000);
+        assert_eq!(clock.at(at(10)), reading(9_000_000));
+        assert_eq!(clock.at(at(20)), reading(9_200_000));
+    }
+
+    #[test]
     fn years_do_not_overflow() {
         let clock = Clock::new(Instant::ZERO, 1000);
         let year = Duration::from_secs(365 * 86_400);

@@ -316,9 +316,13 @@ impl Conn {
     /// The next hop has just shown that it is there: a SYN that it has not answered goes out again
     /// now. Returns whether there is one.
     pub(super) fn hurry(&mut self, now: Instant) -> bool {
-        let Some(at) = self.rto_at_us.filter(|_| self.stage == Stage::SynSent) else {
-            return false;
-        };
+        self.stage == Stage::SynSent && self.hasten(now)
+    }
+
+    /// The way to the peer is open again: what waits for the next retransmission does so no longer.
+    /// Returns whether anything does.
+    pub(super) fn hasten(&mut self, now: Instant) -> bool {
+        let Some(at) = self.rto_at_us else { return false };
         self.clock.advance(now, at);
         self.egress = true;
         true

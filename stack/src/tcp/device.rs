@@ -33,6 +33,11 @@ impl L2 {
         Self { bytes, len: 16 }
     }
 
+    /// Our own hardware address is another.
+    pub(super) fn set_source(&mut self, source: [u8; 6]) {
+        self.bytes[6..12].copy_from_slice(&source);
+    }
+
     /// Sends one IP packet of `len` bytes, written by `fill`, which may leave nothing out.
     pub(super) fn transmit<R>(
         &self,

@@ -116,6 +116,22 @@ impl Engine {
         self.touch(index);
     }
 
+    /// The link is up again, perhaps with another hardware address of ours: what was lost meanwhile
+    /// is sent again at once.
+    pub(super) fn link_up(&mut self, now: Instant, lane: &mut Lane, mac: Mac) {
+        lane.mac = mac;
+        lane.neighbours.link_up(now, mac);
+        self.stack.set_source(mac);
+        self.resting.set_source(mac);
+        for index in 0..self.slots.len() as u32 {
+            let Some(conn) = self.slots.at_mut(index) else { continue };
+            conn.l2.set_source(mac);
+            if conn.hasten(now) {
+                self.touch(index);
+            }
+        }
+    }
+
     /// Tells the connections concerned what was learned of neighbours and of our own addresses.
     pub(super) fn neighbour_event(&mut self, now: Instant, lane: &mut Lane, event: NeighbourEvent) {
         match event {
@@ -139,6 +155,10 @@ impl Engine {
             match event {
                 NeighbourEvent::Resolved(ip, mac) if ip == conn.next_hop && !resolving => {
                     conn.l2 = self.stack.l2(mac);
+                    // What it did not acknowledge may have gone to where it is no more.
+                    if (conn.probing || conn.stage == Stage::SynSent) && conn.hasten(now) {
+                        self.touch(index);
+                    }
                 }
                 NeighbourEvent::Resolved(ip, _) if ip == conn.next_hop => {
                     self.resolve(now, lane, index);

@@ -27,6 +27,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::eth::{Frame, Mac, Packet};
 use crate::icmp;
+use crate::link::LinkEvent;
 use crate::neighbour::{NeighbourOptions, Neighbours};
 use crate::route::{Cidr, Routes};
 use crate::time::earliest;
@@ -89,6 +90,9 @@ pub struct Tcp<L> {
     engine: Engine,
     now: Instant,
     failed: Option<i32>,
+    /// The link's device is down or gone; it came up, which is to be told.
+    link_is_down: bool,
+    link_came_up: bool,
     drops: Drops,
     /// Turns in a row that left frames behind.
     behind: u32,
@@ -160,7 +164,25 @@ impl<L: Link> Tcp<L> {
         let stack = Stack::new(link.mtu(), mac, config, keyed);
         let engine = Engine::new(stack, keyed, link.tx().room(), link.linear_frame_max());
         let lane = Lane { routes, neighbours, mac, vlan };
-        Ok(Self { link, lane, engine, now, failed: None, drops: Drops::default(), behind: 0 })
+        Ok(Self {
+            link,
+            lane,
+            engine,
+            now,
+            failed: None,
+            link_is_down: false,
+            link_came_up: false,
+            drops: Drops::default(),
+            behind: 0,
+        })
+    }
+
+    fn link_event(&mut self, now: Instant, event: LinkEvent) {
+        self.link_is_down = event == LinkEvent::Down;
+        if event == LinkEvent::Up {
+            self.link_came_up = true;
+            self.engine.link_up(now, &mut self.lane, self.link.mac());
+        }
     }
 
     /// The link.
@@ -286,6 +308,9 @@ impl<L: Link> Transport for Tcp<L> {
         if let Some(errno) = self.failed {
             return Err(io::Error::from_raw_os_error(errno));
         }
+        if self.link_is_down {
+            return Err(io::Error::new(io::ErrorKind::NetworkDown, "the link is down or gone"));
+        }
         self.engine.connect(now, &mut self.lane, remote, options)
     }
 
@@ -331,7 +356,9 @@ impl<L: Link> Transport for Tcp<L> {
 
     fn poll_event(&mut self) -> Option<Event> {
         let event = self.engine.slots.poll_event();
-        event.or_else(|| self.engine.nodes.pop_front().map(Event::Reachable))
+        let node = || self.engine.nodes.pop_front().map(Event::Reachable);
+        let link = || std::mem::take(&mut self.link_came_up).then_some(Event::LinkUp);
+        event.or_else(node).or_else(link)
     }
 
     fn recv(&mut self, id: ConnId, parse: &mut dyn FnMut(&[u8]) -> usize) -> usize {
@@ -392,6 +419,9 @@ impl<L: Link> Transport for Tcp<L> {
             self.failed = Some(errno);
             self.engine.fail_all(now, errno);
         }
+        while let Some(event) = self.link.poll_event() {
+            self.link_event(now, event);
+        }
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -399,7 +429,8 @@ impl<L: Link> Transport for Tcp<L> {
             true => self.now + STARVED_RETRY,
             false => self.now,
         });
-        let news = self.lane.neighbours.has_events().then_some(self.now);
+        let news = self.link_came_up || self.lane.neighbours.has_events();
+        let news = news.then_some(self.now);
         [
             self.engine.deadlines.next(),
             self.lane.neighbours.poll_timeout(),

@@ -57,6 +57,13 @@ impl Resting {
         self.by_tuple.get(tuple).map(|&(_, rest)| rest)
     }
 
+    /// Our own hardware address is another.
+    pub(super) fn set_source(&mut self, source: [u8; 6]) {
+        for (_, rest) in self.by_tuple.values_mut() {
+            rest.l2.set_source(source);
+        }
+    }
+
     /// Lets the tuple be used again.
     pub(super) fn revive(&mut self, tuple: &Tuple) {
         self.by_tuple.remove(tuple);

@@ -80,6 +80,11 @@ impl Stack {
         L2::new(self.mac, destination, self.vlan)
     }
 
+    /// Our own hardware address is another.
+    pub(super) fn set_source(&mut self, source: Mac) {
+        self.mac = source;
+    }
+
     /// A number that no peer can foresee.
     pub(super) fn draw(&mut self) -> u64 {
         self.draws += 1;

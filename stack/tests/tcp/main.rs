@@ -10,6 +10,7 @@ mod deadlines;
 mod hostile;
 mod icmp;
 mod listen;
+mod outage;
 mod pair;
 mod resets;
 mod stream;

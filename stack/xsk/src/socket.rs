@@ -61,6 +61,8 @@ pub struct RingStats {
     pub tx_frames: u64,
     /// Bytes queued for sending.
     pub tx_bytes: u64,
+    /// Of the frames queued, those dropped because the interface was down or gone.
+    pub tx_discarded: u64,
     /// Descriptors that the kernel refused as invalid: a bug of ours.
     pub invalid_descs: u64,
     /// Wakeups that the kernel refused for the time being.
@@ -136,27 +138,49 @@ impl Socket {
             rx_fill_empty: kernel.rx_fill_ring_empty_descs(),
             tx_frames: tx.frames,
             tx_bytes: tx.bytes,
+            tx_discarded: tx.discarded,
             invalid_descs: kernel.rx_invalid_descs() + kernel.tx_invalid_descs(),
             wakeups_refused: tx.kicks_refused,
             syscalls: rx.syscalls + tx.kicks,
         }
     }
 
-    /// The error that the kernel keeps for the socket, once: `ENETDOWN` after the interface has
-    /// gone, which neither `poll` nor the rings tell.
+    /// Whether the kernel has let go of the socket because its interface is gone: told once, and
+    /// by neither `poll` nor the rings. Where it is not gone but its driver busy, a wakeup may
+    /// give the same `ENXIO`.
     ///
     /// # Errors
-    /// That error.
-    pub fn check(&self) -> io::Result<()> {
-        match sockopt::read(self.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR)? {
-            0 => Ok(()),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        }
+    /// Of the system call.
+    pub fn is_unbound(&self) -> io::Result<bool> {
+        let errno: c_int = sockopt::read(self.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR)?;
+        Ok(errno != 0)
     }
 
     /// Whether each chunk is in exactly one place. Slow: for tests.
     pub fn is_whole(&self) -> bool {
         self.rx.is_whole() && self.tx.is_whole()
+    }
+}
+
+impl RingStats {
+    /// These and `other`, of another socket, together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            rx_frames: self.rx_frames + other.rx_frames,
+            rx_bytes: self.rx_bytes + other.rx_bytes,
+            rx_linearised_bytes: self.rx_linearised_bytes + other.rx_linearised_bytes,
+            rx_oversize: self.rx_oversize + other.rx_oversize,
+            rx_dropped: self.rx_dropped + other.rx_dropped,
+            rx_ring_full: self.rx_ring_full + other.rx_ring_full,
+            rx_fill_empty: self.rx_fill_empty + other.rx_fill_empty,
+            tx_frames: self.tx_frames + other.tx_frames,
+            tx_bytes: self.tx_bytes + other.tx_bytes,
+            tx_discarded: self.tx_discarded + other.tx_discarded,
+            invalid_descs: self.invalid_descs + other.invalid_descs,
+            wakeups_refused: self.wakeups_refused + other.wakeups_refused,
+            syscalls: self.syscalls + other.syscalls,
+        }
     }
 }
 

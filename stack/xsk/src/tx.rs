@@ -38,6 +38,8 @@ pub struct Sender {
     frame_max: usize,
     ring_len: u32,
     need_wakeup: bool,
+    /// The kernel has let go of the socket: nothing is sent, and nothing comes back.
+    buried: bool,
     counts: TxCounts,
 }
 
@@ -47,6 +49,7 @@ pub(crate) struct TxCounts {
     pub frames: u64,
     pub bytes: u64,
     pub completions: u64,
+    pub discarded: u64,
     pub kicks: u64,
     pub kicks_refused: u64,
 }
@@ -86,6 +89,7 @@ impl Sender {
             frame_max,
             ring_len,
             need_wakeup,
+            buried: false,
             counts: TxCounts::default(),
         }
     }
@@ -155,33 +159,76 @@ impl Sender {
 
     /// Takes back what has been sent.
     pub(crate) fn reap(&mut self) {
+        if self.buried {
+            return;
+        }
         loop {
             // SAFETY: the queue and `completed` belong to the same UMEM.
             let n = unsafe { self.completion.consume(&mut self.completed[..]) };
-            for desc in &self.completed[..n] {
-                let chunk = (desc.addr() / CHUNK).checked_sub(self.base);
-                let slot = chunk.expect("completed a receive chunk") / self.chunks;
-                let outstanding = &mut self.outstanding[slot];
-                *outstanding = outstanding.checked_sub(1).expect("completed what was not sent");
-                if *outstanding == 0 {
-                    self.free.push(slot as u32);
-                    self.in_flight -= 1;
-                }
+            for i in 0..n {
+                self.take_back(self.completed[i].addr());
             }
             self.counts.completions += n as u64;
             if n < BATCH {
                 break; // the ring is bounded, and so is this loop
             }
         }
+        self.assert_conserved();
+    }
+
+    /// A chunk is no longer outstanding.
+    fn take_back(&mut self, addr: usize) {
+        let chunk = (addr / CHUNK).checked_sub(self.base);
+        let slot = chunk.expect("completed a receive chunk") / self.chunks;
+        let outstanding = &mut self.outstanding[slot];
+        *outstanding = outstanding.checked_sub(1).expect("completed what was not sent");
+        if *outstanding == 0 {
+            self.free.push(slot as u32);
+            self.in_flight -= 1;
+        }
+    }
+
+    fn assert_conserved(&self) {
         assert_eq!(self.free.len() + self.in_flight, self.outstanding.len(), "a slot is lost");
+    }
+
+    /// Drops what is queued and not yet in the TX ring: its slots are free again. What is in the
+    /// ring stays there, and leaves when the interface is up.
+    pub fn discard(&mut self) {
+        let free = self.free.len();
+        for i in 0..self.queued.len() {
+            self.take_back(self.queued[i].addr());
+        }
+        self.queued.clear();
+        self.counts.discarded += (self.free.len() - free) as u64;
+        self.assert_conserved();
+    }
+
+    /// The kernel has let go of the socket (`ENXIO`): frames in flight are lost, and their slots
+    /// free. What is queued from now on goes nowhere; [`Sender::discard`] drops it.
+    pub fn bury(&mut self) {
+        self.discard();
+        self.buried = true;
+        // Nobody reads these chunks any more, unless to send them on a device that is gone.
+        for (slot, outstanding) in self.outstanding.iter_mut().enumerate() {
+            if std::mem::take(outstanding) > 0 {
+                self.free.push(slot as u32);
+                self.in_flight -= 1;
+                self.counts.discarded += 1;
+            }
+        }
+        self.assert_conserved();
     }
 
     /// Hands queued frames to the kernel, with at most one wakeup. Returns whether it took all of
     /// them; if not, flush again soon.
     ///
     /// # Errors
-    /// `ENETDOWN`, `ENXIO`: the interface is down or gone. Others as `sendto` reports them.
+    /// `ENETDOWN`: the interface is down, and what is in the TX ring waits there. `ENXIO`: it is
+    /// gone (see [`Socket::is_unbound`](crate::Socket::is_unbound)), and the socket of no more use
+    /// ([`Sender::bury`]). Others as `sendto` reports them.
     pub fn flush(&mut self) -> io::Result<bool> {
+        assert!(!self.buried, "a buried socket sends nothing");
         if !self.queued.is_empty() {
             // SAFETY: by the invariant these chunks are in flight: nobody writes them until they
             // come back on the completion ring.
@@ -208,8 +255,12 @@ impl Sender {
         self.queued.is_empty() && self.tx.nb_free_exact() == self.ring_len
     }
 
-    /// One wakeup. Back-pressure is no error: it goes away by itself.
-    fn kick(&mut self) -> io::Result<()> {
+    /// One wakeup, which tells also where nothing is to be sent whether the interface is there:
+    /// neither `poll` nor the rings do. Back-pressure is no error: it goes away by itself.
+    ///
+    /// # Errors
+    /// As [`Sender::flush`].
+    pub fn kick(&mut self) -> io::Result<()> {
         self.counts.kicks += 1;
         let fd = self.tx.fd().as_raw_fd();
         // SAFETY: no pointer is passed: the frames are in the TX ring.

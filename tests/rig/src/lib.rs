@@ -168,10 +168,28 @@ impl Rig {
     }
 
     fn build(&self) -> Result<()> {
-        let (host, target) = (&self.host, &self.target);
-        for end in [host, target] {
+        for end in [&self.host, &self.target] {
             run::ip(&["netns", "add", end.netns()])?;
         }
+        self.plug()
+    }
+
+    /// Takes the veth pair away, as a driver does that is unloaded: both devices are gone, and
+    /// whatever was bound to them is not any more.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn unplug(&self) -> Result<()> {
+        run::ip(&["-n", self.host.netns(), "link", "del", self.host.dev()]).map(drop)
+    }
+
+    /// Makes the veth pair again after [`Rig::unplug`]: with the same names and addresses of the
+    /// kernel's, but other hardware addresses.
+    ///
+    /// # Errors
+    /// When it is there, or the kernel refuses it.
+    pub fn plug(&self) -> Result<()> {
+        let (host, target) = (&self.host, &self.target);
         let queues = self.spec.queues.to_string();
         let queues = ["numtxqueues", &queues, "numrxqueues", &queues];
         let mut add = vec!["-n", host.netns(), "link", "add", "name", host.dev()];
