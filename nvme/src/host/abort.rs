@@ -57,6 +57,7 @@ impl Qpair {
             Owner::KeepAlive => Some("answer to Keep Alive"),
             Owner::Io(_) => Some("completion of an I/O command"),
             Owner::Abort => Some("completion of an Abort"),
+            Owner::Kato => Some("Features Keep Alive Timer"),
             Owner::Admin(_) | Owner::Aer => Some("completion of an admin command"),
             Owner::Step => None,
         };

@@ -21,6 +21,7 @@ use moorline_stack::time::earliest;
 use super::bringup::Step;
 use super::keep_alive::{KeepAlive, KeepAliveFigures};
 use super::qpair::{End, Qpair, QpairConfig};
+use super::set::KatoChange;
 use super::work::{Memory, Owner, Work, WorkDone};
 use super::{Cause, CtrlConfig, CtrlId, Failure, HostEvent, Info, Stage};
 use crate::limits::ADMIN_IN_CAPSULE_BYTES_MAX;
@@ -98,7 +99,7 @@ pub(super) struct Controller {
     /// Since when `phase` (or its step) is what it is.
     pub since: Instant,
     started: Instant,
-    connect_deadline: Option<Instant>,
+    pub connect_deadline: Option<Instant>,
     /// When to poll CSTS again, and the pause after that.
     pub poll_due: Option<Instant>,
     pub poll_pause: Duration,
@@ -108,6 +109,7 @@ pub(super) struct Controller {
     open: Vec<bool>,
     pub keep_alive: KeepAlive,
     pub keep_alive_figures: KeepAliveFigures,
+    pub kato_change: KatoChange,
     pub aers_wanted: u8,
     /// Events to ask for: those that mean something to us and are supported.
     pub events_supported: u32,
@@ -138,6 +140,7 @@ impl Controller {
             open: Vec::new(),
             keep_alive: KeepAlive::default(),
             keep_alive_figures: KeepAliveFigures::default(),
+            kato_change: KatoChange::None,
             aers_wanted: 0,
             events_supported: 0,
             aers_posted: 0,
@@ -224,6 +227,7 @@ impl Controller {
                 self.admin_done(now, done);
             }
             self.send_aborts(now);
+            self.tell_kato(now);
         } else if matches!(self.phase, Phase::Draining { .. }) {
             self.drain(now);
         }
@@ -263,6 +267,7 @@ impl Controller {
                 }
             }
             Owner::Aer => self.aer_done(&done.cqe),
+            Owner::Kato => self.kato_answered(now, &done.cqe),
             Owner::Abort => self.aborts -= 1, // the command's own completion says how it ended
             Owner::Admin(tag) => self.actions.push_back(Action::AdminDone(tag, done)),
         }

@@ -343,22 +343,30 @@ impl<T: Transport> Host<T> {
         self.note_deadline(ctrl);
     }
 
-    /// Connects a qpair over TCP. Its close may take as long as a TermReq may.
+    /// The options of a controller's connections. A close may take as long as a TermReq may.
+    pub(super) fn conn_options(&self, ctrl: u32) -> Option<ConnOptions> {
+        let entry = self.entries[ctrl as usize].as_ref()?;
+        let config = &entry.ctrl.config;
+        let mut options =
+            ConnOptions { drain_timeout: config.timeouts.term, ..config.conn.clone() };
+        if let Some(reconnect) = config.reconnect
+            && self.addresses.peek(entry.address).is_some_and(|a| a.tester == Some(ctrl))
+        {
+            options.connect_timeout = reconnect.probe_timeout;
+        }
+        Some(options)
+    }
+
+    /// Connects a qpair over TCP.
     fn open(&mut self, now: Instant, at: At) {
         let Some(entry) = &mut self.entries[at.ctrl as usize] else { return };
         let q = at.qpair as usize;
         entry.conns.push(None);
         entry.dirty.push(false);
         entry.ready.push(false);
-        let config = &entry.ctrl.config;
-        let mut options =
-            ConnOptions { drain_timeout: config.timeouts.term, ..config.conn.clone() };
-        if let Some(reconnect) = config.reconnect
-            && self.addresses.peek(entry.address).is_some_and(|a| a.tester == Some(at.ctrl))
-        {
-            options.connect_timeout = reconnect.probe_timeout;
-        }
-        match self.transport.connect(now, config.addr, &options) {
+        let Some(options) = self.conn_options(at.ctrl) else { return };
+        let Some(entry) = &mut self.entries[at.ctrl as usize] else { return };
+        match self.transport.connect(now, entry.ctrl.config.addr, &options) {
             Ok(conn) => {
                 entry.conns[q] = Some(conn);
                 let index = conn.index as usize;

@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use moorline_stack::Instant;
-use moorline_stack::time::earliest;
 
 use super::HostEvent;
 use super::controller::{ADMIN_RESERVE, Action, Controller};
@@ -29,8 +28,9 @@ pub(super) struct KeepAliveFigures {
 /// Keep alive (NVMe Base, "Keep Alive").
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct KeepAlive {
-    /// When to send the next, or to look whether there was traffic.
+    /// When to send the next, or to look whether there was traffic; and since when that is awaited.
     pub due: Option<Instant>,
+    since: Instant,
     /// One was sent and not answered.
     pub outstanding: bool,
     /// When the last one was sent.
@@ -42,14 +42,21 @@ pub(super) struct KeepAlive {
 impl Controller {
     /// Keep alive starts right after Connect: the bring-up may take longer than KATO.
     pub(super) fn start_keep_alive(&mut self, now: Instant) {
+        self.keep_alive.since = now;
         self.keep_alive.due = self.keep_alive_pause().map(|pause| now + pause);
     }
 
-    /// KATO was read back.
+    /// KATO was read back: what is armed is moved, counted from where it was.
     pub(super) fn kato_known(&mut self, now: Instant, kato: Duration) {
-        self.info.kato = kato;
-        let due = self.keep_alive_pause().map(|pause| now + pause);
-        self.keep_alive.due = earliest(self.keep_alive.due, due).filter(|_| due.is_some());
+        let before = std::mem::replace(&mut self.info.kato, kato);
+        if self.keep_alive.due.is_none() {
+            return self.start_keep_alive(now); // it was off
+        }
+        let since = self.keep_alive.since;
+        self.keep_alive.due = self.keep_alive_pause().map(|pause| (since + pause).max(now));
+        if before != kato {
+            self.set_keep_alive_timeout(now, before, kato);
+        }
     }
 
     /// Sent every KATO/2; with traffic based keep alive, considered every KATO/4.
@@ -59,7 +66,7 @@ impl Controller {
     }
 
     pub(super) fn keep_alive_due(&mut self, now: Instant, due: Instant) {
-        self.keep_alive.due = self.keep_alive_pause().map(|pause| now + pause);
+        self.start_keep_alive(now);
         // A command that was submitted before is no sign that the controller has heard of us
         // since, however late it completed.
         let newest = self.qpairs.iter().map(Qpair::newest_done).max();

@@ -148,6 +148,18 @@ impl Life {
         }
     }
 
+    /// Other times to try again, also for the back-off that runs. Who is not tried again stays so.
+    pub(super) fn set_reconnect(&mut self, now: Instant, reconnect: Option<Reconnect>) {
+        let Some(new) = reconnect.filter(|_| self.reconnect.is_some()) else { return };
+        self.reconnect = Some(new);
+        let back_off = LifeState::Waiting { until: Some(self.since + self.delay) };
+        if self.state == back_off && !self.forced && !self.admitted {
+            self.delay = self.delay.clamp(new.delay_min, new.delay_max);
+            let until = (self.since + self.delay).max(now);
+            self.state = LifeState::Waiting { until: Some(until) };
+        }
+    }
+
     /// It is being shut down: whatever ends it now is final.
     pub(super) fn last(&mut self) {
         self.reconnect = None;

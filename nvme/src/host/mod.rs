@@ -31,6 +31,9 @@ mod reissue;
 mod requeue;
 #[cfg(test)]
 mod requeue_tests;
+mod set;
+#[cfg(test)]
+mod set_tests;
 mod status;
 mod table;
 #[cfg(test)]
@@ -44,4 +47,5 @@ pub use info::{Info, NamespaceInfo};
 pub use io::{AdminCommand, AdminDone, CtrlId, HostEvent, Io, IoDone, IoOp};
 pub use lint::{LintError, Named};
 pub use reach::Reach;
+pub use set::{Applied, When};
 pub use status::{CtrlState, CtrlStatus, Figures};

@@ -444,6 +444,16 @@ impl Qpair {
         self.commands_due(now, grace);
     }
 
+    /// Another ICResp timeout, also for the one that is awaited.
+    pub(super) fn set_icresp_timeout(&mut self, now: Instant, timeout: Duration) {
+        let before = std::mem::replace(&mut self.config.icresp_timeout, timeout);
+        if let State::IcSent { deadline, .. } = &mut self.state
+            && before != timeout
+        {
+            *deadline = deadline.retimed(before, timeout).max(now);
+        }
+    }
+
     /// The next deadline.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let of_state = match self.state {

@@ -6,6 +6,7 @@
 //! waits for slots (`backlog`); while it does, no other is accepted, so works stay in order.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use moorline_stack::Instant;
 use zerocopy::little_endian::U16;
@@ -314,6 +315,32 @@ impl Table {
     pub(super) fn earliest_deadline(&self) -> Option<Instant> {
         let busy = self.slots.iter().filter(|slot| slot.busy);
         busy.filter_map(|slot| slot.deadline).min()
+    }
+
+    /// Moves deadlines to other timeouts: `of` tells the old and the new one of an owner's
+    /// commands, `grace` those of commands that are being aborted.
+    pub(super) fn set_timeouts(
+        &mut self,
+        now: Instant,
+        of: impl Fn(Owner) -> (Option<Duration>, Option<Duration>),
+        grace: (Duration, Duration),
+    ) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.busy) {
+            let work = self.entries[usize::from(slot.work)].work.as_ref();
+            let work = work.expect("a busy slot's work is there");
+            let (old, new) = match slot.aborting {
+                Aborting::No => of(work.owner),
+                Aborting::Wanted | Aborting::Sent => (Some(grace.0), Some(grace.1)),
+            };
+            if let (Some(at), Some(old), Some(new)) = (&mut slot.deadline, old, new)
+                && old != new
+            {
+                *at = at.retimed(old, new).max(now);
+            }
+        }
+        for work in self.entries.iter_mut().filter_map(|entry| entry.work.as_mut()) {
+            work.timeout = work.timeout.and(of(work.owner).1);
+        }
     }
 
     /// When a command's work was submitted.

@@ -23,6 +23,8 @@ pub(super) enum Owner {
     Step,
     /// The controller's keep alive.
     KeepAlive,
+    /// A change of KATO, told or read back.
+    Kato,
     /// An asynchronous event request.
     Aer,
     /// The controller's Abort of an I/O command.
@@ -188,6 +190,11 @@ impl Work {
     /// Keep Alive; its answer is due within KATO.
     pub(super) fn keep_alive(kato: Duration) -> Self {
         Self::single(Owner::KeepAlive, keep_alive(), Memory::None, Some(kato))
+    }
+
+    /// Set or Get Features of KATO.
+    pub(super) fn kato(sqe: Sqe, timeout: Duration) -> Self {
+        Self::single(Owner::Kato, sqe, Memory::None, Some(timeout))
     }
 
     /// Asynchronous Event Request; waits for ever.
