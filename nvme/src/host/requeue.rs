@@ -157,6 +157,25 @@ impl Store {
         }
     }
 
+    /// Another policy, also for what waits: times count from where they did. A bound that is known
+    /// by another rule than before is that of the next loss.
+    pub(super) fn set_policy(&mut self, now: Instant, policy: Requeue) {
+        let before = std::mem::replace(&mut self.policy, policy);
+        let (old, new) = (before.fast_io_fail, policy.fast_io_fail);
+        let due = self.waiting.iter_mut().map(|w| &mut w.fail_at).filter(|at| **at > Instant::ZERO);
+        for at in due.chain([&mut self.fail_at]).filter(|_| old != new) {
+            *at = at.retimed(old, new).max(now);
+        }
+        if let (Quiesce::For(old), Quiesce::For(new)) = (before.quiesce, policy.quiesce) {
+            for w in &mut self.waiting {
+                if let Hold::Until(at) = &mut w.hold {
+                    *at = at.retimed(old, new).max(now);
+                }
+            }
+        }
+        self.arm();
+    }
+
     /// The namespaces that I/O is checked against.
     pub(super) fn namespaces(&self) -> &[NamespaceInfo] {
         &self.namespaces

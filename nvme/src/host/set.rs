@@ -85,6 +85,9 @@ impl<T: Transport> Host<T> {
         };
         after.lint()?;
         entry.life.set_reconnect(now, after.reconnect);
+        if let (Some(store), Some(requeue)) = (&mut entry.requeue, after.requeue) {
+            store.set_policy(now, requeue);
+        }
         entry.ctrl.set_timers(now, after.clone());
         let connections = self.set_connections(ctrl.index);
         self.set_probe(now, ctrl.index, &before, &after);

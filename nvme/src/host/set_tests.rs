@@ -277,3 +277,26 @@ fn the_next_attempt_has_the_new_timers_and_what_is_no_timer_stays() {
     let (at, _) = lost(&mut world);
     assert_eq!(at - start, 3 * SECOND);
 }
+
+#[test]
+fn io_without_a_path_fails_when_the_new_time_for_it_is_over() {
+    for fast_io_fail in [3, 50] {
+        let requeue = Requeue { quiesce: Quiesce::Off, ..Requeue::default() };
+        let config = CtrlConfig { requeue: Some(requeue), ..config() };
+        let mut world = world();
+        let id = world.live(config.clone());
+        world.fake.pipe.unlisten(address()).unwrap();
+        world.fake.reset_all(world.now);
+        let (start, _) = lost(&mut world);
+        submit(&mut world, id);
+        run_for(&mut world, SECOND);
+        let requeue = Requeue { fast_io_fail: fast_io_fail * SECOND, ..requeue };
+        let to = CtrlConfig { requeue: Some(requeue), ..config };
+        let applied = world.host.set(world.now, id, &to).unwrap();
+        assert_eq!(applied.timers, [("requeue fast_io_fail", When::Now)]);
+        run_for(&mut world, (fast_io_fail - 1) * SECOND - 50 * MS);
+        assert!(world.host.poll_io().is_none());
+        run_for(&mut world, 50 * MS);
+        assert!(world.host.poll_io().is_some(), "{:?}", world.now - start);
+    }
+}
