@@ -347,7 +347,7 @@ impl Conn {
     fn capsule(&mut self, sqe: &Sqe, data_len: u32) -> Result<Event, Fatal> {
         // More commands than the queue has entries: the peer does not keep to SQSIZE.
         let index = self.free.pop().ok_or(Fatal::LimitExceeded)?;
-        let conflict = self.slot_of(sqe.cid.get()).is_some();
+        let conflict = self.cids.contains(&sqe.cid.get().into());
         self.cids[usize::from(index)] = sqe.cid.get().into();
         let depth = self.slots.len() as u16;
         self.sqhd = (self.sqhd + 1) % depth.max(1);
