@@ -8,6 +8,7 @@ use super::conn::{Conn, Timer};
 use super::engine::{Counters, Engine};
 use super::stack::Stack;
 use crate::segment::before;
+use crate::transport::Stage;
 use crate::{Instant, LinkTx};
 
 /// Frames that one connection may send in one turn.
@@ -97,13 +98,17 @@ fn send<T: LinkTx>(
         }
         let (seq_max, retransmits) = (conn.seq_max, conn.retransmits);
         let Some(segment) = stack.egress(now, tx, conn, reserve) else { return Share::Done };
-        counters.tx_bytes += conn.on_sent(&segment);
+        let fresh = conn.on_sent(&segment);
+        counters.tx_bytes += fresh;
         counters.copied_out_bytes += u64::from(segment.payload_bytes) * counters.copies(&segment);
         counters.retransmits += u64::from(conn.retransmits - retransmits);
         counters.syns += u64::from(segment.flags.syn() && !segment.flags.ack());
         if timeout && segment.payload_bytes > 0 && before(segment.seq, seq_max) {
             conn.on_timeout_sent(now);
             return Share::Done;
+        }
+        if fresh > 0 && conn.unsent() == 0 && conn.stage == Stage::Established {
+            return Share::Done; // smoltcp has no more: do not make it look
         }
     }
     if conn.probing { Share::Done } else { Share::Spent }

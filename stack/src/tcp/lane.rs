@@ -35,8 +35,8 @@ pub(super) struct Lane {
 impl Lane {
     /// Sends what the neighbour machine wants to send, as far as there is room.
     pub(super) fn transmit<T: LinkTx>(&mut self, tx: &mut T) {
-        let mut packet = [0; PACKET_LEN_MAX];
         while self.neighbours.wants_transmit() && tx.room() > 0 {
+            let mut packet = [0; PACKET_LEN_MAX];
             let Some(out) = self.neighbours.poll_transmit(&mut packet) else { return };
             let header =
                 Header { dst: out.dst, src: self.mac, vlan: self.vlan, ethertype: out.ethertype };
