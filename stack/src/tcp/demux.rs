@@ -22,23 +22,31 @@ impl BuildHasher for Keyed {
 }
 
 /// Live connections by tuple.
-pub(super) struct Demux(HashMap<Tuple, u32, Keyed>);
+pub(super) struct Demux {
+    slots: HashMap<Tuple, u32, Keyed>,
+    /// The one asked for last: segments come in bursts of one connection.
+    last: Option<(Tuple, u32)>,
+}
 
 impl Demux {
     pub(super) fn new(keyed: Keyed) -> Self {
-        Self(HashMap::with_hasher(keyed))
+        Self { slots: HashMap::with_hasher(keyed), last: None }
     }
 
-    pub(super) fn slot(&self, tuple: &Tuple) -> Option<u32> {
-        self.0.get(tuple).copied()
+    pub(super) fn slot(&mut self, tuple: &Tuple) -> Option<u32> {
+        if self.last.is_none_or(|(last, _)| last != *tuple) {
+            self.last = self.slots.get(tuple).map(|&slot| (*tuple, slot));
+        }
+        self.last.map(|(_, slot)| slot)
     }
 
     pub(super) fn insert(&mut self, tuple: Tuple, slot: u32) {
-        let old = self.0.insert(tuple, slot);
+        let old = self.slots.insert(tuple, slot);
         assert!(old.is_none(), "two connections on {tuple:?}");
     }
 
     pub(super) fn remove(&mut self, tuple: &Tuple) {
-        self.0.remove(tuple);
+        self.slots.remove(tuple);
+        self.last = None;
     }
 }
