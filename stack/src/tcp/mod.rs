@@ -253,7 +253,7 @@ fn frame<T: LinkTx>(
     bytes: &[u8],
     tx: &mut T,
 ) {
-    let Ok(frame) = Frame::parse(bytes) else {
+    let Ok(frame) = &Frame::parse(bytes) else {
         drops.malformed += 1;
         return;
     };
@@ -262,20 +262,20 @@ fn frame<T: LinkTx>(
         drops.not_ours += 1;
         return;
     }
-    match frame.packet {
+    match &frame.packet {
         Packet::Tcp(segment, packet) => {
             if group || !lane.neighbours.is_ready(segment.tuple.local.ip()) {
                 drops.not_ours += 1;
             } else {
-                engine.segment(now, tx, frame.src, &segment, packet);
+                engine.segment(now, tx, frame.src, segment, packet);
             }
         }
-        Packet::Arp(arp) => lane.neighbours.arp_input(now, &arp),
+        Packet::Arp(arp) => lane.neighbours.arp_input(now, arp),
         Packet::Icmp(datagram) => {
             let nd =
-                datagram.dst.is_ipv6() && lane.neighbours.ndisc_input(now, frame.src, &datagram);
+                datagram.dst.is_ipv6() && lane.neighbours.ndisc_input(now, frame.src, datagram);
             if !nd && lane.neighbours.is_ready(datagram.dst) {
-                icmp_input(now, engine, frame.src, &datagram, tx);
+                icmp_input(now, engine, frame.src, datagram, tx);
             }
         }
         Packet::Other => drops.other += 1,
