@@ -12,6 +12,7 @@ use smoltcp::socket::tcp;
 
 use super::clock::{Clock, HANDSHAKE_FACTOR, RTO_MAX_US};
 use super::device::{Amend, L2};
+use super::egress::Share;
 use crate::segment::{Segment, Tuple, before};
 use crate::time::{Duration, earliest};
 use crate::transport::{Cause, ConnOptions, IcmpError, Stage, Why};
@@ -91,6 +92,8 @@ pub(super) struct Conn {
     pub egress: bool,
     /// In the engine's list of connections to look at before the turn ends.
     pub touched: bool,
+    /// How its last share of the link ended.
+    pub share: Share,
     /// A `send` was refused room.
     pub wants_room: bool,
     /// The peer's FIN was reported.
@@ -144,6 +147,7 @@ impl Conn {
             ack_now: false,
             egress: false,
             touched: false,
+            share: Share::Done,
             wants_room: false,
             peer_closed: false,
         }

@@ -16,7 +16,7 @@ pub(super) const FRAMES_PER_TURN: usize = 64;
 
 /// How a connection's share ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Share {
+pub(super) enum Share {
     /// All is sent that may be sent.
     Done,
     /// There is more, for the next turn.
@@ -28,25 +28,33 @@ enum Share {
 impl Engine {
     /// Serves the connections touched in this turn.
     pub(super) fn flush<T: LinkTx>(&mut self, now: Instant, tx: &mut T) {
+        for at in 0..self.touched.len() {
+            let index = self.touched[at];
+            let Some(conn) = self.slots.at_mut(index).filter(|conn| conn.touched) else { continue };
+            conn.share = serve(&mut self.stack, &mut self.counters, now, tx, conn, self.reserve);
+        }
+    }
+
+    /// Sets the deadlines of those that were served, and keeps those that have more. To be called
+    /// when their frames have left: no peer waits for this.
+    pub(super) fn rearm(&mut self, now: Instant) {
         self.starved = false;
         let mut left = 0;
         let mut left_before_starving = 0;
         for _ in 0..self.touched.len() {
             let Some(index) = self.touched.pop_front() else { break };
             let Some(conn) = self.slots.at_mut(index).filter(|conn| conn.touched) else { continue };
-            let reserve = self.reserve;
-            let share = serve(&mut self.stack, &mut self.counters, now, tx, conn, reserve);
-            if share == Share::Done {
+            if conn.share == Share::Done {
                 conn.touched = false;
             } else {
-                if share == Share::NoRoom && !self.starved {
+                if conn.share == Share::NoRoom && !self.starved {
                     self.starved = true;
                     left_before_starving = left;
                 }
                 left += 1;
                 self.touched.push_back(index);
             }
-            conn.watch_acks(now);
+            set_timers(&mut self.stack, now, conn);
             self.deadlines.set(index, conn.deadline());
         }
         self.touched.rotate_left(left_before_starving);
@@ -63,23 +71,28 @@ fn serve<T: LinkTx>(
     reserve: usize,
 ) -> Share {
     conn.egress |= conn.ack_is_due();
-    let mut share = Share::Done;
-    if conn.egress {
-        let budget = conn.egress_budget(now, FRAMES_PER_TURN);
-        share = send(stack, counters, now, tx, conn, reserve, budget);
-        conn.egress = share != Share::Done;
+    if !conn.egress {
+        return Share::Done;
     }
+    let budget = conn.egress_budget(now, FRAMES_PER_TURN);
+    let share = send(stack, counters, now, tx, conn, reserve, budget);
+    conn.egress = share != Share::Done;
+    share
+}
+
+/// What a connection that was served waits for.
+fn set_timers(stack: &mut Stack, now: Instant, conn: &mut Conn) {
     if conn.socket().send_queue() == 0 && conn.unacked_rx > 0 {
         // smoltcp would say "at once", and mean the acknowledgement that we hold back.
         conn.set_tcp_timer(now, None);
-    } else if share == Share::Done && conn.unacked_rx == 0 {
+    } else if conn.share == Share::Done && conn.unacked_rx == 0 {
         let at = stack.poll_at(now, conn);
         conn.set_tcp_timer(now, at);
     }
     if conn.unacked_rx == 0 {
         conn.timers[Timer::Ack as usize] = None;
     }
-    share
+    conn.watch_acks(now);
 }
 
 fn send<T: LinkTx>(

@@ -411,7 +411,9 @@ impl<L: Link> Transport for Tcp<L> {
         let tx = self.link.tx();
         self.lane.transmit(tx);
         self.engine.flush(now, tx);
-        if let Err(error) = self.link.flush(now)
+        let flushed = self.link.flush(now);
+        self.engine.rearm(now);
+        if let Err(error) = flushed
             && self.failed.is_none()
         {
             tracing::error!(%error, "the link failed");
