@@ -10,7 +10,9 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use moorline_nvme::bdev::Ram;
-use moorline_nvme::host::{CtrlConfig, Host, HostEvent, HostIdentity, HostLimits, Io, IoOp};
+use moorline_nvme::host::{
+    CtrlConfig, Host, HostEvent, HostIdentity, HostLimits, Io, IoOp, Reconnect, Requeue,
+};
 use moorline_nvme::spec::Status;
 use moorline_nvme::target::{Subsystem, Target, TargetConfig};
 use moorline_stack::mem::{Arena, IoBuf};
@@ -129,8 +131,15 @@ impl World {
     }
 }
 
+/// In one test, for all allocations of the process are counted.
 #[test]
 fn no_allocation_per_io() {
+    for requeue in [None, Some(Requeue::default())] {
+        allocates_nothing(requeue);
+    }
+}
+
+fn allocates_nothing(requeue: Option<Requeue>) {
     let (near, far) = Pipe::pair(1, PipeOptions::default());
     let identity = HostIdentity { hostnqn: "nqn.2026-01.io.moorline:h".into(), hostid: [7; 16] };
     let metered = Metered { pipe: near, inside: 0, received: Vec::with_capacity(1 << 20) };
@@ -145,6 +154,7 @@ fn no_allocation_per_io() {
 
     let mut config = CtrlConfig::new(addr, "nqn.2026-01.io.moorline:alloc");
     (config.hdgst, config.ddgst) = (true, true);
+    (config.requeue, config.reconnect) = (requeue, requeue.map(|_| Reconnect::default()));
     let ctrl = world.host.connect(world.now, config).unwrap();
     while !matches!(world.host.poll_event(), Some(HostEvent::Live { .. })) {
         world.turn();

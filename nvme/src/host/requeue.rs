@@ -123,6 +123,8 @@ pub(super) struct Store {
     write_hold: Hold,
     /// How many of `waiting` are not held.
     free: usize,
+    /// The writes among `waiting` that are held, while that is looked at.
+    held: Vec<usize>,
     next: Option<Instant>,
 }
 
@@ -141,10 +143,11 @@ impl Store {
     /// A store for a controller's queues; the only allocation, save for namespaces.
     pub(super) fn new(policy: Requeue, queues: u16, queue_size: u16) -> Self {
         let depth = queue_size - 1;
+        let room = usize::from(queues) * usize::from(depth);
         Self {
             policy,
             path: Path::New,
-            waiting: Vec::with_capacity(usize::from(queues) * usize::from(depth)),
+            waiting: Vec::with_capacity(room),
             counts: vec![0; usize::from(queues)].into(),
             queues: 0,
             depth,
@@ -153,6 +156,7 @@ impl Store {
             fail_at: Instant::ZERO,
             write_hold: Hold::No,
             free: 0,
+            held: Vec::with_capacity(room),
             next: None,
         }
     }
@@ -220,10 +224,12 @@ impl Store {
     pub(super) fn push(&mut self, accepted: Accepted) {
         let held = self.waiting.iter().filter(|w| w.hold != Hold::No);
         let mut earlier = held.filter_map(|w| w.accepted.as_ref());
-        let is_behind = earlier.any(|earlier| follows(&accepted.io, &earlier.io));
-        let hold = if is_behind { Hold::Behind } else { Hold::No };
-        self.insert(accepted, hold);
-        self.arm();
+        let is_behind = self.free < self.waiting.len()
+            && earlier.any(|earlier| follows(&accepted.io, &earlier.io));
+        self.insert(accepted, if is_behind { Hold::Behind } else { Hold::No });
+        if is_behind || self.path != Path::Live {
+            self.next = earliest(self.next, Some(self.fail_at));
+        }
     }
 
     fn insert(&mut self, accepted: Accepted, hold: Hold) {
@@ -231,6 +237,7 @@ impl Store {
         let accepted = Some(accepted);
         let (fail_at, status) = (self.fail_at, Status::HOST_PATHING_ERROR);
         self.waiting.push(Waiting { accepted, hold, fail_at, status });
+        self.free += usize::from(hold == Hold::No);
     }
 
     /// The live controller was lost; what was under way follows ([`Self::put_back`]), then
@@ -253,8 +260,12 @@ impl Store {
         if accepted.timeouts >= TIMEOUTS_MAX {
             return Err(accepted);
         }
-        let is_late = loss.begun && is_write(accepted.io.op) && self.write_hold != Hold::No;
-        self.insert(accepted, if is_late { self.write_hold } else { Hold::Behind });
+        let hold = match accepted.io.op {
+            IoOp::Read => Hold::No,
+            op if is_write(op) && loss.begun && self.write_hold != Hold::No => self.write_hold,
+            _ => Hold::Behind, // if there is one
+        };
+        self.insert(accepted, hold);
         Ok(())
     }
 
@@ -313,9 +324,35 @@ impl Store {
             });
         };
         pass(&mut self.waiting, false);
-        release(&mut self.waiting, now);
+        self.release(now);
         pass(&mut self.waiting, true);
         self.arm();
+    }
+
+    /// Ends the holds that are over: those whose time has come and that overlap no earlier one
+    /// that is held.
+    fn release(&mut self, now: Instant) {
+        self.held.clear();
+        for at in 0..self.waiting.len() {
+            let w = &self.waiting[at];
+            let Some(Accepted { io, .. }) = w.accepted.as_ref().filter(|_| w.hold != Hold::No)
+            else {
+                continue;
+            };
+            let is_over = match w.hold {
+                Hold::Until(until) => until <= now,
+                Hold::Behind => true,
+                Hold::No | Hold::Unknown => false,
+            };
+            let mut earlier = self.held.iter().filter_map(|&at| self.waiting[at].accepted.as_ref());
+            let is_held = !is_over || earlier.any(|earlier| follows(io, &earlier.io));
+            if is_held && is_write(io.op) {
+                self.held.push(at);
+            }
+            if is_over {
+                self.waiting[at].hold = if is_held { Hold::Behind } else { Hold::No };
+            }
+        }
     }
 
     /// Whether something waits for nothing but room.
@@ -356,26 +393,6 @@ impl Store {
             quiesce: until.max(),
             fast_io_fail: failing.map(|w| Some(w.fail_at)).fold(of_path, earliest),
         }
-    }
-}
-
-/// Ends the holds that are over: those whose time has come and that overlap no earlier one that
-/// is held.
-fn release(waiting: &mut [Waiting], now: Instant) {
-    for at in 0..waiting.len() {
-        let (earlier, rest) = waiting.split_at_mut(at);
-        let w = &mut rest[0];
-        match w.hold {
-            Hold::No | Hold::Unknown => continue,
-            Hold::Until(at) if now < at => continue,
-            Hold::Until(_) | Hold::Behind => {}
-        }
-        let Some(accepted) = &w.accepted else { continue };
-        let mut held = earlier.iter().filter(|earlier| earlier.hold != Hold::No);
-        let is_behind = held.any(|earlier| {
-            earlier.accepted.as_ref().is_some_and(|earlier| follows(&accepted.io, &earlier.io))
-        });
-        w.hold = if is_behind { Hold::Behind } else { Hold::No };
     }
 }
 
