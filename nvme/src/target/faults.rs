@@ -185,7 +185,8 @@ impl Faults {
         let (port, live) = (conn.local.port(), conn.state == State::Live);
         let concerns = |one: &&mut One| one.concerns(port) && one.fault.is_of(sqe, conn.qid, live);
         self.all.iter_mut().filter(concerns).find_map(|one| one.draws().then_some(one.fault))
-    }}
+    }
+}
 
 /// What the machines ask.
 impl Core {

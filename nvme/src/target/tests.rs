@@ -15,23 +15,23 @@ use crate::host::{
 };
 use crate::spec::Status;
 
-const NQN: &str = "nqn.2026-01.io.moorline:test";
-const ADDR: &str = "10.0.0.2:4420";
+pub(super) const NQN: &str = "nqn.2026-01.io.moorline:test";
+pub(super) const ADDR: &str = "10.0.0.2:4420";
 
 /// Both ends, and their clock.
-struct Pair {
-    now: Instant,
-    host: Host<Pipe>,
-    target: Target<Pipe>,
+pub(super) struct Pair {
+    pub now: Instant,
+    pub host: Host<Pipe>,
+    pub target: Target<Pipe>,
     arena: Arena,
 }
 
-fn ms(ms: u64) -> Duration {
+pub(super) fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
 impl Pair {
-    fn new(seed: u64, pipe: PipeOptions, config: TargetConfig) -> Self {
+    pub fn new(seed: u64, pipe: PipeOptions, config: TargetConfig) -> Self {
         let (near, far) = Pipe::pair(seed, pipe);
         let identity =
             HostIdentity { hostnqn: "nqn.2026-01.io.moorline:host".into(), hostid: [7; 16] };
@@ -46,7 +46,7 @@ impl Pair {
     }
 
     /// A turn of each, then on to whatever is due next, but no later than `until`.
-    fn step(&mut self, until: Instant) {
+    pub fn step(&mut self, until: Instant) {
         self.host.turn(self.now);
         self.host.flush(self.now);
         self.target.turn(self.now);
@@ -56,14 +56,14 @@ impl Pair {
         self.now = next.max(self.now + Duration::from_nanos(100));
     }
 
-    fn run_for(&mut self, time: Duration) {
+    pub fn run_for(&mut self, time: Duration) {
         let until = self.now + time;
         while self.now < until {
             self.step(until);
         }
     }
 
-    fn run_until<R>(&mut self, mut done: impl FnMut(&mut Self) -> Option<R>) -> R {
+    pub fn run_until<R>(&mut self, mut done: impl FnMut(&mut Self) -> Option<R>) -> R {
         let limit = self.now + ms(60_000);
         for _ in 0..2_000_000 {
             if let Some(result) = done(self) {
@@ -75,7 +75,7 @@ impl Pair {
         panic!("too many turns");
     }
 
-    fn connect(&mut self, config: CtrlConfig) -> CtrlId {
+    pub fn connect(&mut self, config: CtrlConfig) -> CtrlId {
         let ctrl = self.host.connect(self.now, config).unwrap();
         self.run_until(|pair| match pair.host.poll_event()? {
             HostEvent::Live { .. } => Some(()),
@@ -84,28 +84,28 @@ impl Pair {
         ctrl
     }
 
-    fn io(&mut self, ctrl: CtrlId, io: Io) -> IoDone {
+    pub fn io(&mut self, ctrl: CtrlId, io: Io) -> IoDone {
         self.host.submit(self.now, ctrl, 0, io).unwrap();
         self.run_until(|pair| pair.host.poll_io())
     }
 
-    fn admin(&mut self, ctrl: CtrlId, command: AdminCommand) -> AdminDone {
+    pub fn admin(&mut self, ctrl: CtrlId, command: AdminCommand) -> AdminDone {
         self.host.admin(self.now, ctrl, 1, command).unwrap();
         self.run_until(|pair| pair.host.poll_admin())
     }
 
-    fn buf(&mut self, len: usize, fill: u8) -> IoBuf {
+    pub fn buf(&mut self, len: usize, fill: u8) -> IoBuf {
         let mut buf = self.arena.take(len).unwrap();
         buf.fill(fill);
         buf
     }
 }
 
-fn config() -> CtrlConfig {
+pub(super) fn config() -> CtrlConfig {
     CtrlConfig::new(ADDR.parse().unwrap(), NQN)
 }
 
-fn io(op: IoOp, nsid: u32, lba: u64, blocks: u32, buf: Option<IoBuf>) -> Io {
+pub(super) fn io(op: IoOp, nsid: u32, lba: u64, blocks: u32, buf: Option<IoBuf>) -> Io {
     Io { tag: 1, op, nsid, lba, blocks, buf, buf_offset: 0 }
 }
 
