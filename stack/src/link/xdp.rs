@@ -190,7 +190,9 @@ impl XdpLink {
         self.syscalls += 2;
         match self.unusable() {
             Some(obstacle) => {
-                self.hindered(obstacle);
+                if obstacle != DOWN {
+                    self.hindered(obstacle); // one that was made a moment ago is still down
+                }
                 self.presence.looked(now);
             }
             None => match self.open() {

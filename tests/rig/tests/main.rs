@@ -8,6 +8,7 @@
 
 mod commands;
 mod io;
+mod link;
 mod reach;
 mod scenarios;
 mod serve;

@@ -19,13 +19,13 @@ const LONG: Duration = Duration::from_secs(20);
 const NQN: &str = "nqn.2026-11.io.moorline:target";
 
 /// A configuration, and the socket that it names, in a directory of their own.
-struct Config {
+pub struct Config {
     dir: tempfile::TempDir,
     file: PathBuf,
 }
 
 impl Config {
-    fn write(text: &str) -> Self {
+    pub fn write(text: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("serve.toml");
         let socket = dir.path().join("ctl.sock");
@@ -39,7 +39,7 @@ impl Config {
     }
 
     /// `moorline ctl` with arguments separated by blanks.
-    fn ctl(&self, args: &str) -> Run {
+    pub fn ctl(&self, args: &str) -> Run {
         let socket = self.dir.path().join("ctl.sock");
         let mut command = Command::new(MOORLINE);
         command.arg("ctl").arg("--socket").arg(socket).args(args.split_whitespace());
@@ -48,7 +48,7 @@ impl Config {
 
     /// A controller, as `ctl list` shows it.
     #[track_caller]
-    fn controller(&self, name: &str) -> Value {
+    pub fn controller(&self, name: &str) -> Value {
         let list = self.ctl("list --json").ok().json();
         let controllers = list["controllers"].as_array().unwrap();
         let found = controllers.iter().find(|ctrl| ctrl["name"] == name);
@@ -57,7 +57,7 @@ impl Config {
 
     /// Waits until a controller is as it should be.
     #[track_caller]
-    fn until(&self, name: &str, is: impl Fn(&Value) -> bool) -> Value {
+    pub fn until(&self, name: &str, is: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + LONG;
         loop {
             let ctrl = self.controller(name);
@@ -71,13 +71,13 @@ impl Config {
 }
 
 /// `moorline serve`, killed when dropped.
-struct Serve {
+pub struct Serve {
     child: Option<Child>,
 }
 
 impl Serve {
     #[track_caller]
-    fn start(config: &Config) -> Self {
+    pub fn start(config: &Config) -> Self {
         let mut child = Command::new(MOORLINE)
             .env_remove("RUST_LOG")
             .args(["serve", "-c"])
@@ -95,7 +95,7 @@ impl Serve {
     }
 
     /// Ends it by a signal.
-    fn end(mut self, signal: Signal) -> Run {
+    pub fn end(mut self, signal: Signal) -> Run {
         let child = self.child.take().unwrap();
         kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
         finish(child)
@@ -111,12 +111,12 @@ impl Drop for Serve {
     }
 }
 
-fn controller(name: &str, addr: IpAddr) -> String {
+pub fn controller(name: &str, addr: IpAddr) -> String {
     format!("[[controller]]\nname = {name:?}\ntraddr = \"{addr}\"\nnqn = {NQN:?}\n")
 }
 
 /// Our own stack, on an end of a rig.
-fn xdp_lane(end: &End) -> String {
+pub fn xdp_lane(end: &End) -> String {
     format!(
         "[lane]\nnetns = {:?}\ndev = {:?}\naddr = [\"{}/{}\"]\n",
         end.netns(),
