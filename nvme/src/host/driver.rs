@@ -18,7 +18,7 @@ use super::reach::{Addresses, Reach};
 use super::requeue::Store;
 use super::table::SLOTS_MAX;
 use super::{
-    AdminDone, Cause, CtrlConfig, CtrlId, Failure, Figures, HostIdentity, HostLimits, IoDone,
+    AdminDone, Cause, CtrlConfig, CtrlId, Failure, Figures, HostIdentity, HostLimits, IoDone, Stage,
 };
 use crate::spec::{HostId, Nqn};
 
@@ -219,7 +219,8 @@ impl<T: Transport> Host<T> {
                 let (address, over) = (entry.address, entry.life.is_over());
                 self.mark_dirty(at);
                 self.note_deadline(at.ctrl);
-                if !over {
+                // Where it was not reachable, TCP is no proof: `receive` waits for ICResp.
+                if !over && !self.addresses.at(address).reach.is_tested() {
                     self.reached(now, address);
                 }
                 return;
@@ -251,6 +252,7 @@ impl<T: Transport> Host<T> {
         let Some(entry) = &mut self.entries[at.ctrl as usize] else { return };
         let q = at.qpair as usize;
         let qpair = &mut entry.ctrl.qpairs[q];
+        let greeted = qpair.stage() == Some(Stage::InitializeConnection);
         self.transport.recv(conn, &mut |bytes| {
             qpair.recv(now, bytes);
             bytes.len()
@@ -258,7 +260,12 @@ impl<T: Transport> Host<T> {
         if qpair.take_ack_wanted() {
             self.transport.ack(conn);
         }
+        let answered = greeted && qpair.stage() == Some(Stage::Connect);
+        let (address, over) = (entry.address, entry.life.is_over());
         entry.ctrl.settle(now, q);
+        if answered && !over {
+            self.reached(now, address);
+        }
     }
 
     fn owner(&self, conn: ConnId) -> Option<At> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use moorline_stack::transport::Why;
+use moorline_stack::transport::{Cause as TcpCause, Stage as TcpStage, Why};
 
 use crate::pdu::fes::fes_name;
 use crate::pdu::{Fatal, TermReq};
@@ -98,6 +98,15 @@ pub enum Cause {
 }
 
 impl Failure {
+    /// Whether the peer ended the connection: by FIN, or by RST once it was established.
+    pub(super) fn is_by_peer(&self) -> bool {
+        match &self.cause {
+            Cause::PeerClosed => true,
+            Cause::Tcp(why) => why.cause == TcpCause::Reset && why.stage != TcpStage::SynSent,
+            _ => false,
+        }
+    }
+
     /// Whether trying again can help: not for a configuration fault (DNR, invalid parameters,
     /// host not allowed, authentication required), nor for what is not supported.
     pub fn is_retryable(&self) -> bool {

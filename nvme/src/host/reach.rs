@@ -28,7 +28,9 @@ pub enum Reach {
     Silent,
     /// It answers with RST, or with ICMP's port unreachable: nobody listens there.
     Refused,
-    /// It accepts connections.
+    /// It ended the last connections that were live: it may be going away.
+    Left,
+    /// It takes connections: TCP's, and ICResp came where that was in doubt.
     Reachable,
 }
 
@@ -40,6 +42,7 @@ impl fmt::Display for Reach {
             Self::Unreachable => "unreachable",
             Self::Silent => "silent",
             Self::Refused => "refused",
+            Self::Left => "left",
             Self::Reachable => "reachable",
         })
     }

@@ -136,9 +136,15 @@ impl<T: Transport> Host<T> {
         self.figures.take_keep_alives(&mut entry.ctrl.keep_alive_figures);
         let was_live = entry.life.state == LifeState::Live;
         // No answer within a command's deadline: its target may be gone, one of us looks.
-        if failure.stage == Stage::Live && failure.cause == Cause::Timeout {
-            self.addresses.at(entry.address).failed(Reach::Silent, true);
+        if failure.cause == Cause::Timeout {
+            let address = self.addresses.at(entry.address);
+            match failure.stage {
+                Stage::Live => address.failed(Reach::Silent, true),
+                Stage::InitializeConnection => address.failed(Reach::Silent, false),
+                _ => {}
+            }
         }
+        let left = was_live && failure.is_by_peer();
         entry.failure = Some(failure.clone());
         let id = entry.ctrl.id;
         let verdict = entry.life.lost(now, failure.is_retryable());
@@ -146,6 +152,9 @@ impl<T: Transport> Host<T> {
             self.take_back(now, ctrl, ending(&failure));
         }
         self.attempt_ended(now, ctrl, was_live);
+        if left {
+            self.left(now, ctrl);
+        }
         match verdict {
             Verdict::Retry { tell: true } => {
                 self.events.push(HostEvent::Disconnected { ctrl: id, failure });
@@ -155,6 +164,18 @@ impl<T: Transport> Host<T> {
                 self.events.push(HostEvent::Failed { ctrl: id, failure });
                 self.leave(now, ctrl);
             }
+        }
+    }
+
+    /// A target ended a connection of a live controller. With the last of its address it may be
+    /// going away: one looks, after the shortest pause, before all come back.
+    fn left(&mut self, now: Instant, ctrl: u32) {
+        let Some(entry) = &self.entries[ctrl as usize] else { return };
+        let Some(reconnect) = entry.ctrl.config.reconnect else { return };
+        let address = self.addresses.at(entry.address);
+        if address.live == 0 && address.reach == Reach::Reachable {
+            address.reach = Reach::Left;
+            address.next_probe = now + reconnect.delay_min;
         }
     }
 
@@ -216,7 +237,7 @@ impl<T: Transport> Host<T> {
         }
     }
 
-    /// An address accepts connections: every back-off on it ends, unless it did so before.
+    /// An address takes connections: every back-off on it ends, unless it did so before.
     pub(super) fn reached(&mut self, now: Instant, place: u32) {
         let address = self.addresses.at(place);
         let before = std::mem::replace(&mut address.reach, Reach::Reachable);

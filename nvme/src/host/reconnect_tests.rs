@@ -542,3 +542,36 @@ fn when_our_own_link_comes_up_all_addresses_are_tried_at_once() {
     assert_eq!(kinds(&world.events), BTreeMap::from([("live", 100)]));
     assert!(world.host.figures().attempts - before <= 102);
 }
+
+#[test]
+fn when_a_target_ends_all_connections_one_looks_whether_it_is_still_there() {
+    let mut world = large();
+    many(&mut world, 100, &[address()]);
+    let before = world.host.figures().attempts;
+    world.fake.reset_all(world.now);
+    run_for(&mut world, MS);
+    darken(&mut world, address());
+    run_for(&mut world, Duration::from_secs(2));
+    assert_eq!(kinds(&world.events), BTreeMap::from([("disconnected", 100)]));
+    let attempts = world.host.figures().attempts - before;
+    assert!((5..=25).contains(&attempts), "{attempts} tests in two seconds");
+    lighten(&mut world);
+    run_for(&mut world, 250 * MS);
+    assert_eq!(kinds(&world.events)["live"], 100);
+}
+
+#[test]
+fn an_address_that_accepts_and_says_nothing_is_tested_by_one() {
+    let mut world = large();
+    many(&mut world, 100, &[address()]);
+    world.fake.knobs.silent_ic = true;
+    world.fake.reset_all(world.now);
+    run_for(&mut world, Duration::from_secs(10));
+    let any = world.host.controllers().next().unwrap();
+    assert_eq!(world.host.status(any).reach, Reach::Silent);
+    let attempts = world.host.figures().attempts - 100;
+    assert!((8..=12).contains(&attempts), "{attempts} tests in ten seconds, of 1 s each");
+    world.fake.knobs.silent_ic = false;
+    run_for(&mut world, 1300 * MS);
+    assert_eq!(kinds(&world.events), BTreeMap::from([("disconnected", 100), ("live", 100)]));
+}
