@@ -179,8 +179,8 @@ pub struct TimeoutArgs {
     #[arg(long, help_heading = "Timeouts", value_name = "N", default_value_t = 0,
           value_parser = clap::value_parser!(u8).range(0..=31))]
     pub ack_timeout_exp: u8,
-    /// Longest time for one I/O command. The controller is given up when it passes, so leave a
-    /// slow disk its time.
+    /// Longest time for one I/O command. When it passes, the command is aborted, and when that does
+    /// not help, the controller reset; so leave a slow disk its time.
     #[arg(long, help_heading = "Timeouts", value_name = "TIME",
           value_parser = parse_duration, default_value = "30s")]
     pub io_timeout: Duration,
@@ -188,6 +188,11 @@ pub struct TimeoutArgs {
     #[arg(long, help_heading = "Timeouts", value_name = "TIME",
           value_parser = parse_duration, default_value = "10s")]
     pub admin_timeout: Duration,
+    /// Longest time for an I/O command to be aborted, once its own time has passed; then its
+    /// controller is reset. No longer than that of an admin command.
+    #[arg(long, help_heading = "Timeouts", value_name = "TIME",
+          value_parser = parse_duration, default_value = "1s")]
+    pub abort_tmo: Duration,
 }
 
 impl TimeoutArgs {
@@ -199,6 +204,7 @@ impl TimeoutArgs {
         config.limit_connect(self.connect_tmo);
         config.timeouts.io = self.io_timeout;
         config.timeouts.admin = self.admin_timeout;
+        config.timeouts.abort = self.abort_tmo;
         if let Some(ack_timeout) = ConnOptions::ack_timeout_of_exp(self.ack_timeout_exp) {
             config.conn.ack_timeout = ack_timeout;
         }
@@ -313,7 +319,8 @@ mod tests {
     #[test]
     fn timeouts_are_taken_as_spdk_and_fio_write_them() {
         let given = ["--ack-timeout-exp", "12", "--io-timeout", "500ms", "--admin-timeout", "4"];
-        let config = timeouts(&given).unwrap();
+        let config = timeouts(&[&given[..], &["--abort-tmo", "20ms"]].concat()).unwrap();
+        assert_eq!(config.timeouts.abort, Duration::from_millis(20));
         assert_eq!(config.conn.ack_timeout, Duration::from_millis(4096));
         assert_eq!(config.timeouts.io, Duration::from_millis(500));
         assert_eq!(config.timeouts.admin, Duration::from_secs(4));

@@ -62,6 +62,14 @@ pub enum What {
     },
     /// Hold one more controller.
     Connect(ConnectArgs),
+    /// Change timers of a controller, without a new connection where that can be.
+    Set {
+        /// Its name.
+        name: String,
+        /// A time of a [[controller]] in the configuration file.
+        #[arg(value_name = "KEY=VALUE", required = true)]
+        change: Vec<String>,
+    },
     /// Shut a controller down in order, and forget it.
     Disconnect {
         /// Its name.
@@ -132,6 +140,10 @@ fn ask(args: CtlArgs) -> Result<Exit> {
         What::Faults(FaultsWhat::Add { spec }) => {
             Request { spec: Some(spec.clone()), ..Request::new(Cmd::AddFault) }
         }
+        What::Set { name, change } => {
+            let change = options(change)?;
+            Request { controller: Some(Box::new(change)), ..named(Cmd::Set, name) }
+        }
         What::Connect(connect) => {
             Request { controller: Some(Box::new(settings(connect)?)), ..Request::new(Cmd::Connect) }
         }
@@ -146,6 +158,7 @@ fn ask(args: CtlArgs) -> Result<Exit> {
             let answer = client.ask_value(&request)?;
             match args.what {
                 _ if args.json => out::line(format_args!("{}", report(&args.socket, answer)))?,
+                What::Set { .. } => out::text(&applied_text(&answer["applied"]))?,
                 What::Figures => out::text(&figures_text(&answer["figures"], 0))?,
                 _ => {}
             }
@@ -158,13 +171,12 @@ fn named(cmd: Cmd, name: &str) -> Request {
     Request { name: Some(name.to_owned()), ..Request::new(cmd) }
 }
 
-/// The settings that the command line gives, by the names that the file has for them.
-fn settings(args: &ConnectArgs) -> Result<Settings> {
+/// Settings by the names that the file has for them.
+fn options(options: &[String]) -> Result<Settings> {
     let mut table = toml::Table::new();
-    for option in &args.option {
-        let (key, value) = option
-            .split_once('=')
-            .with_context(|| format!("--option {option:?}: write it as KEY=VALUE"))?;
+    for option in options {
+        let (key, value) =
+            option.split_once('=').with_context(|| format!("{option:?}: write it as KEY=VALUE"))?;
         let value = match (value.parse::<i64>(), value.parse::<bool>()) {
             (Ok(number), _) => number.into(),
             (_, Ok(flag)) => flag.into(),
@@ -172,7 +184,12 @@ fn settings(args: &ConnectArgs) -> Result<Settings> {
         };
         table.insert(key.to_owned(), value);
     }
-    let settings = Settings::deserialize(table).context("--option")?;
+    Settings::deserialize(table).context("KEY=VALUE")
+}
+
+/// The settings that the command line gives.
+fn settings(args: &ConnectArgs) -> Result<Settings> {
+    let settings = options(&args.option)?;
     Ok(Settings {
         name: Some(args.name.clone()),
         traddr: Some(args.traddr),
@@ -329,6 +346,23 @@ fn event_text(event: &Value) -> String {
             format!("{}: {kind}: {}", text("name"), text("reason"))
         }
         kind => format!("{}: {kind}", text("name")),
+    }
+}
+
+/// What was changed, and from when on it counts.
+fn applied_text(applied: &Value) -> String {
+    let timers: Vec<_> = applied.as_array().into_iter().flatten().collect();
+    let line = |timer: &&Value| {
+        let from = match timer["from"].as_str() {
+            Some("now") => "changed",
+            Some("answer") => "told to the controller; what it answers counts",
+            _ => "from the next connection on",
+        };
+        format!("{}: {from}\n", timer["timer"].as_str().unwrap_or("?"))
+    };
+    match timers.is_empty() {
+        true => "nothing is changed\n".to_owned(),
+        false => timers.iter().map(line).collect(),
     }
 }
 

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum;
-use moorline_nvme::host::{CtrlConfig, Reconnect};
+use moorline_nvme::host::{CtrlConfig, Quiesce, Reconnect, Timeouts};
 use moorline_nvme::spec::Nqn;
 use moorline_stack::transport::ConnOptions;
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use crate::cli::{Cidr, LaneArgs, PollMode, XdpMode};
+use crate::cli::{Cidr, LaneArgs, PollMode, TcpChecksum, XdpMode};
 use crate::perf::report::TransportKind;
 use crate::perf::workload::parse_duration;
 
@@ -154,6 +154,7 @@ struct Lane {
     vlan: Option<u16>,
     queue: u32,
     xdp_mode: Option<Named<XdpMode>>,
+    tcp_checksum: Option<Named<TcpChecksum>>,
     poll: Option<Named<PollMode>>,
     netns: Option<String>,
 }
@@ -167,7 +168,7 @@ impl Lane {
             gateway: self.gateway,
             queue: self.queue,
             xdp_mode: self.xdp_mode.map_or(XdpMode::Auto, |named| named.0),
-            tcp_checksum: None,
+            tcp_checksum: self.tcp_checksum.map(|named| named.0),
             vlan: self.vlan,
             poll: self.poll.map_or(PollMode::Adaptive, |named| named.0),
             netns: self.netns,
@@ -251,6 +252,33 @@ impl From<Loss> for String {
     }
 }
 
+/// How long writes of a silent path wait: `"auto"`, `"off"`, or a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "TimeText", into = "String")]
+pub struct QuiesceText(pub Quiesce);
+
+impl TryFrom<TimeText> for QuiesceText {
+    type Error = anyhow::Error;
+
+    fn try_from(text: TimeText) -> Result<Self> {
+        Ok(Self(match text {
+            TimeText::Text(text) if text == "auto" => Quiesce::Auto,
+            TimeText::Text(text) if text == "off" => Quiesce::Off,
+            text => Quiesce::For(Time::try_from(text)?.0),
+        }))
+    }
+}
+
+impl From<QuiesceText> for String {
+    fn from(QuiesceText(quiesce): QuiesceText) -> Self {
+        match quiesce {
+            Quiesce::Auto => "auto".into(),
+            Quiesce::Off => "off".into(),
+            Quiesce::For(time) => Time(time).into(),
+        }
+    }
+}
+
 /// A controller's settings, as in `[[controller]]`, `[defaults]` and `ctl connect`. What is left
 /// out is as in `[defaults]`, and else as without a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -304,6 +332,15 @@ pub struct Settings {
     /// An admin command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_timeout: Option<Time>,
+    /// An I/O command that is aborted, before its controller is reset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub abort_tmo: Option<Time>,
+    /// I/O stays with us when its path is lost, so long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fast_io_fail_tmo: Option<Time>,
+    /// And its writes wait so long, where the path fell silent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quiesce: Option<QuiesceText>,
     /// Shortest wait before another attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reconnect_delay_min: Option<Time>,
@@ -363,6 +400,9 @@ impl Settings {
             ack_timeout_exp: self.ack_timeout_exp.or(defaults.ack_timeout_exp),
             io_timeout: self.io_timeout.or(defaults.io_timeout),
             admin_timeout: self.admin_timeout.or(defaults.admin_timeout),
+            abort_tmo: self.abort_tmo.or(defaults.abort_tmo),
+            fast_io_fail_tmo: self.fast_io_fail_tmo.or(defaults.fast_io_fail_tmo),
+            quiesce: self.quiesce.or(defaults.quiesce),
             reconnect_delay_min: self.reconnect_delay_min.or(defaults.reconnect_delay_min),
             reconnect_delay_max: self.reconnect_delay_max.or(defaults.reconnect_delay_max),
             probe_interval: self.probe_interval.or(defaults.probe_interval),
@@ -373,7 +413,6 @@ impl Settings {
 
     /// Sets what these settings name.
     fn apply(&self, config: &mut CtrlConfig) -> Result<()> {
-        let set = |to: &mut Duration, time: Option<Time>| *to = time.map_or(*to, |time| time.0);
         if let Some(queues) = self.nr_io_queues {
             ensure!((1..=128).contains(&queues), "nr_io_queues {queues}: it is 1 to 128");
             config.io_queues = queues;
@@ -393,17 +432,13 @@ impl Settings {
         }
         config.hdgst = self.hdr_digest.unwrap_or(config.hdgst);
         config.ddgst = self.data_digest.unwrap_or(config.ddgst);
-        set(&mut config.kato, self.keep_alive_tmo);
-        if let Some(Time(total)) = self.connect_tmo {
-            config.limit_connect(total);
-        }
-        set(&mut config.timeouts.io, self.io_timeout);
-        set(&mut config.timeouts.admin, self.admin_timeout);
-        set(&mut config.conn.connect_timeout, self.tcp_connect_tmo);
-        if let Some(timeout) = self.ack_timeout_exp.and_then(ConnOptions::ack_timeout_of_exp) {
-            config.conn.ack_timeout = timeout;
-        }
-        let mut reconnect = Reconnect::default();
+        self.apply_timers(config)
+    }
+
+    /// Sets the timers that these settings name.
+    fn apply_timers(&self, config: &mut CtrlConfig) -> Result<()> {
+        let set = |to: &mut Duration, time: Option<Time>| *to = time.map_or(*to, |time| time.0);
+        let mut reconnect = config.reconnect.unwrap_or_default();
         set(&mut reconnect.delay_min, self.reconnect_delay_min);
         set(&mut reconnect.delay_max, self.reconnect_delay_max);
         set(&mut reconnect.probe_interval, self.probe_interval);
@@ -411,8 +446,57 @@ impl Settings {
         reconnect.ctrl_loss = self.ctrl_loss_tmo.map_or(reconnect.ctrl_loss, |loss| loss.0);
         check_reconnect(&reconnect)?;
         config.reconnect = Some(reconnect);
+        if self.fast_io_fail_tmo.is_some() || self.quiesce.is_some() {
+            let requeue = config.requeue.get_or_insert_default();
+            set(&mut requeue.fast_io_fail, self.fast_io_fail_tmo);
+            requeue.quiesce = self.quiesce.map_or(requeue.quiesce, |quiesce| quiesce.0);
+        }
+        set(&mut config.kato, self.keep_alive_tmo);
+        if let Some(Time(total)) = self.connect_tmo {
+            // Its stages are those of no other setting.
+            let Timeouts { icresp, connect, .. } = Timeouts::default();
+            config.timeouts = Timeouts { icresp, connect, ..config.timeouts };
+            config.limit_connect(total);
+            set(&mut config.conn.connect_timeout, self.tcp_connect_tmo);
+            let reconnect = config.reconnect.get_or_insert_default();
+            set(&mut reconnect.probe_timeout, self.probe_timeout);
+        }
+        set(&mut config.timeouts.io, self.io_timeout);
+        set(&mut config.timeouts.admin, self.admin_timeout);
+        set(&mut config.timeouts.abort, self.abort_tmo);
+        set(&mut config.conn.connect_timeout, self.tcp_connect_tmo);
+        if let Some(exp) = self.ack_timeout_exp {
+            let ours = ConnOptions::default().ack_timeout;
+            config.conn.ack_timeout = ConnOptions::ack_timeout_of_exp(exp).unwrap_or(ours);
+        }
         config.lint()?;
         Ok(())
+    }
+
+    /// What `before` becomes by these settings, which may be timers only.
+    ///
+    /// # Errors
+    /// The setting that is no timer, or the rule that they break.
+    pub fn changed(&self, before: &CtrlConfig) -> Result<CtrlConfig> {
+        for (name, is_set) in [
+            ("name", self.name.is_some()),
+            ("traddr", self.traddr.is_some()),
+            ("trsvcid", self.trsvcid.is_some()),
+            ("nqn", self.nqn.is_some()),
+            ("nr_io_queues", self.nr_io_queues.is_some()),
+            ("queue_size", self.queue_size.is_some()),
+            ("hdr_digest", self.hdr_digest.is_some()),
+            ("data_digest", self.data_digest.is_some()),
+            ("rx_buffer", self.rx_buffer.is_some()),
+            ("tx_buffer", self.tx_buffer.is_some()),
+        ] {
+            ensure!(!is_set, "{name} is no timer: disconnect, and connect with another");
+        }
+        let mut config = before.clone();
+        self.apply_timers(&mut config)?;
+        let requeues = before.requeue.is_some() || config.requeue.is_none();
+        ensure!(requeues, "I/O is not kept for it: connect it with fast_io_fail_tmo or quiesce");
+        Ok(config)
     }
 
     /// What `[defaults]` may not say: who one controller is.
@@ -564,11 +648,41 @@ ctrl_loss_tmo = "forever"
     }
 
     #[test]
+    fn timers_are_changed_over_what_they_are_and_nothing_else_is() {
+        let config = Config::parse("f.toml", GOOD).unwrap();
+        let a = &config.controllers["a"];
+        let changed = |text: &str| toml::from_str::<Settings>(text).unwrap().changed(a);
+        let longer = changed("connect_tmo = 2\nack_timeout_exp = 0\nabort_tmo = 4").unwrap();
+        assert_eq!(longer.timeouts.connect_total, Duration::from_secs(2));
+        assert_eq!(longer.timeouts.icresp, Duration::from_secs(1), "no longer limited to 500 ms");
+        assert_eq!(longer.conn.ack_timeout, Duration::from_secs(3));
+        assert_eq!((longer.timeouts.abort.as_secs(), longer.kato), (4, a.kato));
+        let error = |text| format!("{:#}", changed(text).unwrap_err());
+        assert!(error("nr_io_queues = 2").contains("nr_io_queues is no timer"));
+        assert!(error("tcp_connect_tmo = 2").contains("exceeds connect timeout"));
+        assert!(error("quiesce = \"off\"").contains("connect it with"));
+    }
+
+    #[test]
+    fn io_is_kept_where_one_says_for_how_long() {
+        let config = |lines: &str| {
+            let text = GOOD.replace("[defaults]", &format!("[defaults]\n{lines}"));
+            Config::parse("f.toml", &text).unwrap().controllers["a"].clone()
+        };
+        assert_eq!(config("").requeue, None);
+        let kept = config("fast_io_fail_tmo = 30\nquiesce = \"4s\"").requeue.unwrap();
+        assert_eq!(kept.fast_io_fail, Duration::from_secs(30));
+        assert_eq!(kept.quiesce, Quiesce::For(Duration::from_secs(4)));
+        assert_eq!(config("quiesce = \"auto\"").requeue.unwrap().quiesce, Quiesce::Auto);
+    }
+
+    #[test]
     fn settings_survive_the_way_through_json() {
         let settings = Settings {
             name: Some("a".into()),
             keep_alive_tmo: Some(Time(Duration::from_millis(1500))),
             ctrl_loss_tmo: Some(Loss(None)),
+            quiesce: Some(QuiesceText(Quiesce::Off)),
             ..Settings::default()
         };
         let text = serde_json::to_string(&settings).unwrap();

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
-use moorline_nvme::host::{CtrlConfig, CtrlId, Host, HostEvent};
+use moorline_nvme::host::{Applied, CtrlConfig, CtrlId, Host, HostEvent, When};
 use moorline_stack::{Instant, Transport};
 use serde_json::{Value, json};
 
@@ -103,6 +103,36 @@ impl Held {
         one.given_up = None;
         self.names.insert(one.ctrl, name.to_owned());
         Ok(())
+    }
+
+    /// Changes a controller's timers; returns from when on which of them count.
+    fn set<T: Transport>(
+        &mut self,
+        now: Instant,
+        host: &mut Host<T>,
+        name: &str,
+        settings: &Settings,
+    ) -> Result<Value> {
+        let one = self.ctrls.get_mut(name).with_context(|| unknown(name))?;
+        ensure!(!one.is_leaving, "{name:?} is being disconnected");
+        let config = settings.changed(&one.config)?;
+        let applied = match one.given_up {
+            None => host.set(now, one.ctrl, &config)?,
+            Some(_) => Applied::default(), // for when it is reset
+        };
+        one.config = config;
+        let from = |when| match when {
+            When::Now => "now",
+            When::Answer => "answer",
+            When::NextConnection => "next-connection",
+        };
+        let timers = applied.timers.iter();
+        let timers = timers.map(|&(timer, when)| json!({ "timer": timer, "from": from(when) }));
+        let timers = Value::from_iter(timers);
+        if self.log.allows(now) {
+            tracing::info!(controller = name, %timers, "timers changed");
+        }
+        Ok(timers)
     }
 
     /// Shuts a controller down; `Closed` or `Failed` will tell that it is gone.
@@ -223,6 +253,10 @@ impl<T: Transport> Over<'_, T> {
             }
             Cmd::Events => bail!("events are the server's own"),
             Cmd::Reset => held.reset(now, host, name()?)?,
+            Cmd::Set => {
+                let settings = request.controller.as_ref().context("it needs a \"controller\"")?;
+                answer["applied"] = held.set(now, host, name()?, settings)?;
+            }
             Cmd::Disconnect => held.disconnect(now, host, name()?)?,
             Cmd::Connect => {
                 let settings = request.controller.as_ref().context("it needs a \"controller\"")?;
@@ -318,6 +352,29 @@ mod tests {
         assert_eq!(bench.ask(Cmd::Figures, "")["figures"]["controllers"], 1);
         assert_eq!(bench.ask(Cmd::Disconnect, "a")["ok"], true);
         bench.turn_until(|bench| bench.held.is_empty());
+    }
+
+    #[test]
+    fn timers_are_set_and_said_from_when_on_they_count() {
+        let mut bench = Bench::new();
+        bench.ask(Cmd::Connect, "a");
+        let mut set = |text: &str| {
+            let controller = Some(Box::new(toml::from_str(text).unwrap()));
+            let name = Some("a".into());
+            let request = Request { name, controller, ..Request::new(Cmd::Set) };
+            let answer = bench.held.over(&mut bench.host).answer(Instant::monotonic(), &request);
+            serde_json::from_str::<Value>(&answer.line).unwrap()
+        };
+        let answer = set("io_timeout = 5\nkeep_alive_tmo = 2");
+        let expected = json!([
+            { "timer": "keep alive timeout", "from": "answer" },
+            { "timer": "I/O timeout", "from": "now" }
+        ]);
+        assert_eq!(answer["applied"], expected, "{answer}");
+        assert_eq!(set("io_timeout = 5")["applied"], json!([]));
+        let refused = set("ack_timeout_exp = 2");
+        assert!(refused["error"].as_str().unwrap().contains("twice the RTO"), "{refused}");
+        assert!(set("queue_size = 2")["error"].as_str().unwrap().contains("no timer"));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub enum Cmd {
     Reset,
     /// Hold one more, `controller`.
     Connect,
+    /// Change timers of `name` to those of `controller`.
+    Set,
     /// Shut `name` down in order, and forget it.
     Disconnect,
     /// Of a target: the faults in force.
@@ -56,10 +58,10 @@ pub struct Request {
     /// `list`, `connections`: answer with so many pages at most, each a line; 1 if it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pages: Option<u32>,
-    /// `reset`, `disconnect`: which.
+    /// `reset`, `set`, `disconnect`: which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// `connect`: as in the configuration file.
+    /// `connect`, `set`: as in the configuration file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller: Option<Box<Settings>>,
     /// `add-fault`: as on the command line of `moorline target`.
