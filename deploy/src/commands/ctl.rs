@@ -304,6 +304,14 @@ fn pages<R: DeserializeOwned>(client: &mut Client, mut request: Request) -> Resu
     }
 }
 
+/// All rows of a list, for who measures how long that takes.
+///
+/// # Errors
+/// When nobody serves at `socket`, or what was asked is no list.
+pub fn rows(socket: &Path, list: Cmd) -> Result<Vec<Value>> {
+    pages(&mut Client::open(socket)?, Request::new(list))
+}
+
 /// Asks for all pages of what is called `what`, and shows it as a table, or as it is.
 fn list<R: DeserializeOwned>(
     client: &mut Client,

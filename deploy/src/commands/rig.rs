@@ -66,6 +66,12 @@ struct RunArgs {
     /// Write the results as JSON to this file, or to standard output (-).
     #[arg(long, value_name = "FILE")]
     json: Option<String>,
+    /// Write the plots as SVG to this file; of a second run to FILE-2, and so on.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Tell what went on in the longest gaps of the load.
+    #[arg(long)]
+    verbose: bool,
 }
 
 #[derive(Args, Debug)]
@@ -90,9 +96,9 @@ pub fn run(args: RigArgs) -> Result<Exit> {
 }
 
 fn run_scenarios(args: RunArgs) -> Result<Exit> {
-    let RunArgs { files, transport, short, away, cycles, json } = args;
+    let RunArgs { files, transport, short, away, cycles, json, svg, verbose } = args;
     let scenarios: Vec<_> = files.iter().map(|f| Scenario::load(f)).collect::<Result<_>>()?;
-    let options = scenario::Options { transport, short, away, cycles, json };
+    let options = scenario::Options { transport, short, away, cycles, json, svg, verbose };
     scenario::run(&scenarios, &options)
 }
 

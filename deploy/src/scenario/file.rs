@@ -7,7 +7,11 @@ use anyhow::{Context, Result, ensure};
 use moorline_rig::ADDRS_MAX;
 use serde::{Deserialize, Deserializer};
 
+use super::host::VERIFY_DEPTH_MAX;
 use crate::perf::workload::{Bytes, parse_duration};
+
+/// Blocks of 4 KiB of the dead targets' namespace, which their controllers share.
+pub const NAMESPACE_BLOCKS: u64 = 16 << 10;
 
 /// A scenario.
 #[derive(Clone, Debug, Deserialize)]
@@ -34,6 +38,11 @@ pub struct Scenario {
     /// Keep alive timeout of all controllers.
     #[serde(deserialize_with = "duration")]
     pub kato: Duration,
+    /// How long data of the dead controllers may stay unacknowledged, where not our default.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub ack_timeout: Option<Duration>,
+    /// Load on the dead controllers, of which each read is checked; none where not given.
+    pub verify: Option<VerifyLoad>,
     /// What happens.
     pub timeline: Timeline,
     /// In place of the time line, where a short form is asked for.
@@ -41,6 +50,25 @@ pub struct Scenario {
     /// What must hold.
     #[serde(default)]
     pub expect: Expect,
+}
+
+/// Writes and reads of each dead controller, on blocks of its own. Where a fault ends their
+/// process, the targets serve a file, which outlives them.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyLoad {
+    /// Commands under way of each.
+    pub depth: u16,
+    /// Blocks of each: few, so that each is written often.
+    #[serde(default = "verify_blocks")]
+    pub blocks: u32,
+    /// From one command of each to its next, at least, so that some CPU is left for the healthy.
+    #[serde(default = "verify_pace", deserialize_with = "duration")]
+    pub pace: Duration,
+    /// Whether the host keeps the commands of a lost path and issues them again; else they end,
+    /// their fate is unknown, and the load does so.
+    #[serde(default)]
+    pub requeue: bool,
 }
 
 /// What happens, when. Each cycle has each fault once.
@@ -163,6 +191,8 @@ impl Fault {
 pub struct Expect {
     /// Longest time without an end of a healthy I/O, less run delay, during outages.
     pub max_gap_less_run_delay_us: Option<u64>,
+    /// Time that `moorline ctl` takes to answer in the middle of an outage, of 90 in 100 calls.
+    pub ctl_p90_us_max: Option<u64>,
     /// Longest time from a target's listening to its last controller's being live.
     pub recovered_ms_max: Option<u64>,
     /// The same at the start, from the first connect.
@@ -194,12 +224,26 @@ impl Scenario {
         let places = u32::from(this.addresses) * u32::from(this.ports);
         ensure!((1..=u32::from(this.dead)).contains(&places), "ports: no more than controllers");
         ensure!((1..=16).contains(&this.io_queues), "io_queues: 1 to 16");
+        if let Some(verify) = &this.verify {
+            let max = VERIFY_DEPTH_MAX;
+            ensure!((1..=max).contains(&verify.depth), "verify: depth: 1 to {max}");
+            let room = NAMESPACE_BLOCKS / u64::from(this.dead);
+            ensure!((1..=room).contains(&verify.blocks.into()), "verify: blocks: 1 to {room}");
+        }
         Ok(this)
     }
 }
 
 fn one() -> u16 {
     1
+}
+
+fn verify_blocks() -> u32 {
+    64
+}
+
+fn verify_pace() -> Duration {
+    Duration::from_millis(1)
 }
 
 fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {

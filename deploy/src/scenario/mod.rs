@@ -1,11 +1,14 @@
 //! Scenarios: small files that say who is there, what happens to them when, and what must hold;
 //! and the runner that does it with real processes in a rig of its own.
 
+mod asked;
 mod file;
 pub mod host;
 mod outcome;
 mod process;
 mod run;
+mod scratch;
+mod svg;
 
 use std::time::Duration;
 

@@ -23,6 +23,8 @@ pub struct Tick {
     pub gap_less: u64,
     /// SYNs sent.
     pub syns: u64,
+    /// Dead controllers that are live.
+    pub live: usize,
 }
 
 /// One outage.
@@ -71,8 +73,19 @@ pub struct Seen {
     pub cold: Vec<u64>,
     /// When the load was steady, microseconds.
     pub started: u64,
+    /// The longest gap of each tick that has one to look at, as the host tells it.
+    pub gaps: Vec<Value>,
+    /// How `moorline ctl` answered in the middle of an outage.
+    pub asked: Option<Value>,
     /// Why dead controllers were lost, or not reached, and how often each.
     pub reasons: BTreeMap<String, u64>,
+}
+
+/// Gaps that are told of.
+const GAPS: usize = 5;
+
+fn sum(numbers: &Value) -> u64 {
+    numbers.as_array().into_iter().flatten().filter_map(Value::as_u64).sum()
 }
 
 /// The 5th and 95th percentile of ticks before the faults, over their median.
@@ -169,6 +182,7 @@ impl Seen {
                 "max_gap_before_us": max(|t| t.gap, &before),
                 "max_gap_us": max(|t| t.gap, &faulty),
                 "max_gap_less_run_delay_us": max(|t| t.gap_less, &faulty),
+                "retransmits": end["healthy_retransmits"],
                 // A lost keep alive always loses its controller.
                 "keepalives_lost": end["losses"], "ka_late_max_us": end["ka_late_max_us"],
             },
@@ -188,7 +202,7 @@ impl Seen {
                 },
                 "turn_us_p999": end["turn_us_p999"], "turn_us_max": end["turn_us_max"],
             },
-            "verify": null,
+            "verify": end["verify"],
             "outages": self.outages.iter().map(|o| self.outage(o)).collect::<Vec<_>>(),
             "conditions": {
                 "kernel": crate::perf::measure::kernel(), "cpus": crate::perf::measure::cpus(),
@@ -199,10 +213,34 @@ impl Seen {
         report["dead"]["recovered_ms"] = spread(&recoveries, "ms");
         report["syns_per_s_max"] = self.syns_per_s_max().into();
         report["syns"] = end["syns"].clone();
+        let gaps = self.longest_gaps(last);
+        let softirq = |gap: &Value| sum(&gap["ksoftirqd_delay_us"]);
+        report["healthy"]["max_gap_ksoftirqd_delay_us"] = gaps.iter().map(softirq).max().into();
+        report["gaps"] = gaps.into();
+        if let Some(asked) = &self.asked {
+            report["ctl_p90_us"] = asked["p90_us"].clone();
+            report["ctl"] = asked.clone();
+        }
         let checks = checks(scenario, &report);
         report["pass"] = checks.iter().all(|check| check["pass"] == true).into();
         report["expectations"] = checks.into();
         report
+    }
+
+    /// The longest gaps of the healthy load, the longest first, until `last`.
+    fn longest_gaps(&self, last: u64) -> Vec<Value> {
+        let at = |gap: &Value| gap["t_us"].as_u64().unwrap_or(0);
+        let within = self.gaps.iter().filter(|gap| (self.started..=last).contains(&at(gap)));
+        let mut gaps: Vec<Value> = within.cloned().collect();
+        gaps.sort_by_key(|gap| std::cmp::Reverse(gap["gap_us"].as_u64()));
+        gaps.truncate(GAPS);
+        for gap in &mut gaps {
+            let at = at(gap);
+            let under_way = self.outages.iter().find(|o| (o.at[0]..o.at[2]).contains(&at));
+            gap["at_us"] = (at - self.started).into();
+            gap["outage"] = under_way.map(|outage| outage.fault.name()).into();
+        }
+        gaps
     }
 
     /// How many controllers were there again after the worst outage.
@@ -263,7 +301,30 @@ fn checks(scenario: &Scenario, report: &Value) -> Vec<Value> {
         let not = outages().filter(|outage| outage["as_said"] == false).count();
         checks.push(most("outages that lost others than they had to", 0, &not.into()));
     }
+    let verify = &report["verify"];
+    if scenario.verify.is_some() {
+        for (name, key) in [
+            ("verify: blocks wrong", "mismatches"),
+            ("verify: writes lost", "lost"),
+            ("verify: writes repeated", "repeated"),
+            ("verify: blocks not read in the end", "unread"),
+            ("verify: errors other than a lost path's", "errors"),
+            ("commands completed twice", "double"),
+            ("commands not completed", "missing"),
+        ] {
+            checks.push(most(name, 0, &verify[key]));
+        }
+    }
     let expect = &scenario.expect;
+    if let Some(limit) = expect.ctl_p90_us_max {
+        let ctl = &report["ctl"];
+        checks.push(most("ctl, p90 of 100 calls, us", limit, &ctl["p90_us"]));
+        let unexplained = &ctl["unexplained"];
+        checks.push(most("dead without state, reason or time in ctl", 0, unexplained));
+        let pass = ctl["dead_seen"].as_u64() > Some(0);
+        checks.push(json!({ "name": "dead seen by ctl, at least", "limit": 1,
+                            "seen": ctl["dead_seen"], "pass": pass }));
+    }
     if let Some(limit) = expect.max_gap_less_run_delay_us {
         let seen = &healthy["max_gap_less_run_delay_us"];
         checks.push(most("healthy gap less run delay, us", limit, seen));
@@ -289,6 +350,35 @@ fn checks(scenario: &Scenario, report: &Value) -> Vec<Value> {
                             "pass": pass }));
     }
     checks
+}
+
+/// A report's longest gaps, and what went on meanwhile, for a person. The gap, run delay of the
+/// host's and of the target's thread and of ksoftirqd of each CPU, the longest turn of the host
+/// and the longest time between two, in milliseconds.
+pub fn gap_table(report: &Value) -> String {
+    let mut text = String::from(
+        "  gaps, ms:  at s      gap     host   target     turn  between  retrans  ksoftirqd, outage\n",
+    );
+    let ms = |value: &Value| value.as_f64().unwrap_or(f64::NAN) / 1e3;
+    for gap in report["gaps"].as_array().into_iter().flatten() {
+        let softirqs = gap["ksoftirqd_delay_us"].as_array().into_iter().flatten();
+        let softirqs: Vec<_> = softirqs.map(|delay| format!("{:.1}", ms(delay))).collect();
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "  {:14.1} {:8.1} {:8.1} {:8.1} {:8.1} {:8.1} {:8}  {} {}",
+            ms(&gap["at_us"]) / 1e3,
+            ms(&gap["gap_us"]),
+            ms(&gap["host_delay_us"]),
+            ms(&gap["target_delay_us"]),
+            ms(&gap["turn_us"]),
+            ms(&gap["between_turns_us"]),
+            gap["retransmits"],
+            softirqs.join(" "),
+            gap["outage"].as_str().unwrap_or_default(),
+        );
+    }
+    text
 }
 
 /// A report's outages and checks, for a person.
@@ -347,8 +437,15 @@ mod tests {
 
     /// A run of ten seconds, 100 I/Os a tick, with one outage from second 2 to second 6.
     fn seen(ctrls: Vec<(bool, Option<u64>)>) -> Seen {
-        let tick =
-            |i: u64| Tick { at: i * 250_000, ios: 100, p99: 40, gap: i, gap_less: i / 2, syns: 7 };
+        let tick = |i: u64| Tick {
+            at: i * 250_000,
+            ios: 100,
+            p99: 40,
+            gap: i,
+            gap_less: i / 2,
+            syns: 7,
+            live: 1,
+        };
         let at = [2_000_000, 6_000_000, 10_000_000];
         Seen {
             depth: 1,

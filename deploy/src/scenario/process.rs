@@ -35,6 +35,9 @@ impl Process {
     pub fn start(mut command: Command, cpu: usize) -> Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         command.process_group(0); // Ctrl-C is for us
+        if std::env::var_os("RUST_LOG").is_none() {
+            command.env("RUST_LOG", "error"); // that controllers are lost is what this is about
+        }
         // A child inherits the affinity of the thread that starts it.
         let spawned = thread::scope(|scope| {
             let pinned = scope.spawn(|| {

@@ -1,17 +1,23 @@
 //! The runner: a star, the processes in it, the faults in their order, and what the host told.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use moorline_rig::{End, RigSpec, Star};
 use moorline_stack::Instant;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::outcome::{Outage, Seen, Tick, table};
+use super::asked::Asking;
+use super::file::NAMESPACE_BLOCKS;
+use super::host::READ_BACK_TIMEOUT;
+use super::outcome::{Outage, Seen, Tick, gap_table, table};
 use super::process::Process;
+use super::scratch::Scratch;
+use super::svg;
 use super::{Fault, Scenario, Step};
 use crate::exit::Exit;
 use crate::out;
@@ -39,6 +45,10 @@ pub struct Options {
     pub cycles: Option<u32>,
     /// Where the reports go.
     pub json: Option<String>,
+    /// Where the plots go, of several runs numbered.
+    pub svg: Option<PathBuf>,
+    /// Tell what went on in the longest gaps.
+    pub verbose: bool,
 }
 
 /// Runs scenarios, one after the other.
@@ -62,6 +72,12 @@ pub fn run(scenarios: &[Scenario], options: &Options) -> Result<Exit> {
             let seen = Runner::start(&scenario, options.transport, depth)?.run(&stop)?;
             let report = seen.report(&scenario, options.transport);
             tell(&format!("{}{}", seen.plot(), table(&report)))?;
+            if options.verbose {
+                tell(&gap_table(&report))?;
+            }
+            if let Some(path) = &options.svg {
+                svg::write(&numbered(path, reports.len()), &seen, &report)?;
+            }
             reports.push(report);
             if stop.requested() {
                 break;
@@ -80,6 +96,16 @@ pub fn run(scenarios: &[Scenario], options: &Options) -> Result<Exit> {
         (false, true) => Exit::Ok,
         (false, false) => Exit::FellShort,
     })
+}
+
+/// The file of run number `index`, from 0: the first has the name as it is.
+fn numbered(path: &Path, index: usize) -> PathBuf {
+    if index == 0 {
+        return path.to_owned();
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{stem}-{}.{extension}", index + 1))
 }
 
 fn adapted(scenario: &Scenario, options: &Options) -> Scenario {
@@ -106,6 +132,7 @@ struct Runner<'a> {
     dead: Option<Process>,
     _healthy: Process,
     star: Star,
+    scratch: Scratch,
     /// Per dead controller: whether it is live, and since when or until when.
     states: Vec<(bool, u64)>,
     healthy_live: bool,
@@ -114,15 +141,19 @@ struct Runner<'a> {
 
 impl<'a> Runner<'a> {
     fn start(scenario: &'a Scenario, transport: TransportKind, depth: u16) -> Result<Self> {
-        let star = Star::up(&RigSpec::unique("moorline-run"), 2)?;
-        let healthy = target(&star.targets()[0], transport, scenario, [1, 1])?;
+        let spec = RigSpec::unique("moorline-run");
+        let star = Star::up(&spec, 2)?;
+        let scratch = Scratch::new(&spec.name)?;
+        let healthy = target(&star.targets()[0], transport, scenario, [1, 1], None)?;
         if transport == TransportKind::Kernel {
             star.targets()[1].add_kernel_addrs(scenario.addresses as u8)?;
         }
-        let dead = target(&star.targets()[1], transport, scenario, places(scenario))?;
+        let disk = disk(scenario, &scratch);
+        let dead =
+            target(&star.targets()[1], transport, scenario, places(scenario), disk.as_deref())?;
         healthy.listening()?;
         dead.listening()?;
-        let host = host(&star, scenario, transport, depth, healthy.pid())?;
+        let host = host(&star, scenario, transport, depth, healthy.pid(), &scratch)?;
         let states = vec![(false, 0); scenario.dead.into()];
         let seen = Seen { depth, ..Seen::default() };
         let dead = Some(dead);
@@ -134,6 +165,7 @@ impl<'a> Runner<'a> {
             dead,
             _healthy: healthy,
             star,
+            scratch,
             states,
             healthy_live,
             seen,
@@ -162,7 +194,7 @@ impl<'a> Runner<'a> {
             }
         }
         self.host.signal(Signal::TERM);
-        let until = Instant::monotonic() + START_TIMEOUT;
+        let until = Instant::monotonic() + READ_BACK_TIMEOUT + START_TIMEOUT;
         while self.seen.end.is_null() {
             let Some((_, event)) = self.host.next(until)? else {
                 bail!("the host did not end");
@@ -178,6 +210,8 @@ impl<'a> Runner<'a> {
         let (fault, away) = (step.fault, step.away.unwrap_or(timeline.away));
         let begun = now_us();
         self.begin(fault)?;
+        let is_asked = self.scenario.expect.ctl_p90_us_max.is_some() && self.seen.asked.is_none();
+        let asking = is_asked.then(|| Asking::start(socket(&self.scratch), away / 4, away / 2));
         if fault == Fault::Flap {
             let until = Instant::monotonic() + away;
             while Instant::monotonic() < until && !stop.requested() {
@@ -191,6 +225,9 @@ impl<'a> Runner<'a> {
         }
         let listening = self.finish(fault)?;
         self.watch(timeline.back, stop)?;
+        if let Some(asking) = asking {
+            self.seen.asked = Some(asking.end().context("asking the host in an outage")?.report());
+        }
         // Whoever changed since is as it is now; whoever did not has not noticed.
         let of = |&(live, since): &(bool, u64)| {
             let lost = !live || since > begun;
@@ -232,7 +269,8 @@ impl<'a> Runner<'a> {
             (Fault::Exit | Fault::Kill, _) => {
                 let end = &self.star.targets()[1];
                 let places = places(self.scenario);
-                let dead = target(end, self.transport, self.scenario, places)?;
+                let disk = disk(self.scenario, &self.scratch);
+                let dead = target(end, self.transport, self.scenario, places, disk.as_deref())?;
                 let listening = dead.listening()?;
                 self.dead = Some(dead);
                 return Ok(listening);
@@ -262,23 +300,26 @@ impl<'a> Runner<'a> {
         let number = |name: &str| event[name].as_u64().unwrap_or(0);
         let at = number("t_us");
         match event["event"].as_str() {
-            Some("tick") => self.seen.ticks.push(Tick {
-                at,
-                ios: number("ios"),
-                p99: number("p99_us"),
-                gap: number("gap_us"),
-                gap_less: number("gap_less_run_delay_us"),
-                syns: number("syns"),
-            }),
+            Some("tick") => {
+                if event["gap"].is_object() {
+                    self.seen.gaps.push(event["gap"].clone());
+                }
+                self.seen.ticks.push(Tick {
+                    at,
+                    ios: number("ios"),
+                    p99: number("p99_us"),
+                    gap: number("gap_us"),
+                    gap_less: number("gap_less_run_delay_us"),
+                    syns: number("syns"),
+                    live: self.states.iter().filter(|(live, _)| *live).count(),
+                });
+            }
             Some("connecting") => self.seen.connecting = at,
             Some("end") => self.seen.end = event.clone(),
             Some(what @ ("live" | "disconnected" | "failed")) => {
                 let live = what == "live";
                 if let Some(why) = event["why"].as_str() {
-                    // Without whose it was, and without its figures: of the same kind are many.
-                    let kind = why.split_once(": ").map_or(why, |(_, kind)| kind);
-                    let kind = kind.split_once(" (").map_or(kind, |(kind, _)| kind);
-                    *self.seen.reasons.entry(kind.to_owned()).or_default() += 1;
+                    *self.seen.reasons.entry(kind_of(why)).or_default() += 1;
                 }
                 match number("ctrl") {
                     0 => self.healthy_live = live,
@@ -292,6 +333,17 @@ impl<'a> Runner<'a> {
             _ => {}
         }
     }
+}
+
+/// Why a controller was lost, without whose it was and without figures: of the same kind are many.
+fn kind_of(why: &str) -> String {
+    let mut rest = why.split_once(": ").map_or(why, |(_, kind)| kind);
+    let mut kind = String::new();
+    while let Some((before, after)) = rest.split_once(" (") {
+        kind.push_str(before);
+        rest = after.split_once(')').map_or("", |(_, rest)| rest);
+    }
+    kind + rest
 }
 
 fn addrs_of(end: &End, transport: TransportKind, n: u16) -> Vec<IpAddr> {
@@ -332,14 +384,31 @@ fn tcp_buffer(command: &mut Command, scenario: &Scenario) {
     }
 }
 
+/// Where the host's control socket is.
+fn socket(scratch: &Scratch) -> PathBuf {
+    scratch.path().join("ctl.sock")
+}
+
+/// What the dead targets serve, if that is to outlive their process.
+fn disk(scenario: &Scenario, scratch: &Scratch) -> Option<PathBuf> {
+    let ends = scenario.timeline.faults.iter().any(|step| step.fault.ends_process());
+    (scenario.verify.is_some() && ends).then(|| scratch.path().join("disk"))
+}
+
 fn target(
     end: &End,
     transport: TransportKind,
     scenario: &Scenario,
     places: [u16; 2],
+    disk: Option<&Path>,
 ) -> Result<Process> {
+    let size = NAMESPACE_BLOCKS * 4096;
+    let backend = match disk {
+        Some(path) => format!("file:{}:{size}", path.display()),
+        None => format!("ram:{size}"),
+    };
     let mut command = end.command(std::env::current_exe()?);
-    command.args(["target", "--json", "--until-stdin-ends", "--backend", "ram:64M"]);
+    command.args(["target", "--json", "--until-stdin-ends", "--backend", &backend]);
     command.args(lane(end, transport, "adaptive", places[0]));
     tcp_buffer(&mut command, scenario);
     for addr in addrs(end, transport, places) {
@@ -354,6 +423,7 @@ fn host(
     transport: TransportKind,
     depth: u16,
     target_pid: u32,
+    scratch: &Scratch,
 ) -> Result<Process> {
     let end = star.host();
     let at = |k: usize, places| addrs(&star.targets()[k], transport, places);
@@ -363,8 +433,18 @@ fn host(
     for addr in dead.iter().cycle().take(scenario.dead.into()) {
         command.args(["--dead", &addr.to_string()]);
     }
-    let kato = format!("{}ms", scenario.kato.as_millis());
-    command.args(["--iodepth", &depth.to_string(), "--kato", &kato]);
+    let ms = |time: Duration| format!("{}ms", time.as_millis());
+    command.args(["--iodepth", &depth.to_string(), "--kato", &ms(scenario.kato)]);
+    if let Some(ack_timeout) = scenario.ack_timeout {
+        command.args(["--ack-timeout", &ms(ack_timeout)]);
+    }
+    if let Some(verify) = &scenario.verify {
+        let pace = format!("{}us", verify.pace.as_micros());
+        command.args(["--verify", &verify.depth.to_string(), "--verify-pace", &pace]);
+        command.args(["--verify-blocks", &verify.blocks.to_string()]);
+        command.args(verify.requeue.then_some("--requeue"));
+    }
+    command.arg("--ctl").arg(socket(scratch));
     command.args(["--io-queues", &scenario.io_queues.to_string()]);
     tcp_buffer(&mut command, scenario);
     command.args(["--target-pid", &target_pid.to_string()]);
@@ -374,4 +454,25 @@ fn host(
 
 fn now_us() -> u64 {
     Instant::monotonic().as_nanos() / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_of_one_kind_whoever_they_are_of() {
+        let why = "target 10.99.0.13:4420: live (queue 1): connection lost awaiting commands: \
+                   peer stopped acknowledging (while established, after 3.3s, 9 retransmits)";
+        let kind = "live: connection lost awaiting commands: peer stopped acknowledging";
+        assert_eq!(kind_of(why), kind);
+        assert_eq!(kind_of("lost"), "lost");
+    }
+
+    #[test]
+    fn plots_of_several_runs_have_names_of_their_own() {
+        let path = Path::new("a/b.svg");
+        assert_eq!(numbered(path, 0), path);
+        assert_eq!(numbered(path, 1), Path::new("a/b-2.svg"));
+    }
 }

@@ -1,5 +1,7 @@
 //! Scenarios in their short form. Counts only: this machine is shared, so times say little here.
 
+use serde_json::Value;
+
 use crate::support::{moorline, rights};
 
 #[test]
@@ -20,4 +22,38 @@ fn a_healthy_controller_does_not_notice_that_the_targets_of_others_go() {
     assert_eq!(report["dead"]["outages"], 3, "{run:#?}");
     assert!(report["dead"]["lost"].as_u64() >= Some(7), "an exit is always noticed: {run:#?}");
     assert_eq!(report["dead"]["deadline_early"], 0, "{run:#?}");
+}
+
+/// Runs the short form of a scenario that checks what it writes.
+fn verified(name: &str) -> Option<Value> {
+    if !rights() {
+        return None;
+    }
+    let scenarios = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/rig/scenarios");
+    let run = moorline(&format!("rig run {scenarios}/{name}.toml --short --json -"));
+    assert!(matches!(run.code, Some(0 | 1)), "{run:#?}");
+    let report = run.json();
+    assert_eq!(report["healthy"]["errors"], 0, "{run:#?}");
+    assert_eq!(report["healthy"]["keepalives_lost"], 0, "{run:#?}");
+    let verify = &report["verify"];
+    for count in ["mismatches", "lost", "repeated", "unread", "errors", "double", "missing"] {
+        assert_eq!(verify[count], 0, "{count}: {run:#?}");
+    }
+    assert_eq!(verify["submitted"], verify["completed"], "each exactly once: {run:#?}");
+    assert!(verify["blocks"].as_u64() > Some(7 * 64), "more than in the end: {run:#?}");
+    Some(report)
+}
+
+#[test]
+fn a_freeze_of_any_length_loses_and_repeats_no_write() {
+    let Some(report) = verified("freeze") else { return };
+    let lost: Vec<_> = report["outages"].as_array().unwrap().iter().map(|o| &o["lost"]).collect();
+    // The shortest and the one between depend on the time that this machine has for us.
+    assert_eq!((lost.len(), lost[2]), (3, &Value::from(7)), "{report:#}");
+}
+
+#[test]
+fn a_flapping_link_loses_and_repeats_no_write() {
+    let Some(report) = verified("flap") else { return };
+    assert_eq!(report["outages"][0]["lost"], 7, "{report:#}");
 }

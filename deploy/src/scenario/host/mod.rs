@@ -24,6 +24,7 @@ use moorline_stack::{Instant, Transport};
 use serde_json::json;
 
 use self::load::Load;
+pub use self::reactor::READ_BACK_TIMEOUT;
 use self::reactor::Reactor;
 use self::verify::{Verify, VerifyOptions};
 use crate::cli::{DEFAULT_NQN, LaneArgs};

@@ -24,8 +24,8 @@ use crate::signals::Stop;
 const SPIN: Duration = Duration::from_micros(50);
 /// More than commands may take to end, and blocks to be read, once all targets are there.
 pub const READ_BACK_TIMEOUT: Duration = Duration::from_secs(40);
-/// The healthy controller's connections are among the first.
-const FIRST_CONNS: usize = 4;
+/// More connections than there are.
+const CONNS_MAX: usize = 1 << 16;
 
 /// A host, its loads, and what is told of them.
 pub struct Reactor<T: Transport> {
@@ -33,6 +33,8 @@ pub struct Reactor<T: Transport> {
     /// In the order of their ids; the one under load is the first.
     ctrls: Vec<CtrlId>,
     healthy: SocketAddr,
+    /// The slots of its connections; none of kernel sockets.
+    slots: Vec<u32>,
     load: Load,
     /// Of the controllers after the first, or none.
     verifies: Vec<Verify>,
@@ -65,6 +67,7 @@ impl<T: Transport> Reactor<T> {
             host,
             ctrls,
             healthy,
+            slots: Vec::new(),
             load,
             verifies,
             control,
@@ -138,8 +141,8 @@ impl<T: Transport> Reactor<T> {
     }
 
     fn tick(&mut self, now: Instant) -> Result<()> {
-        let (host, healthy) = (&self.host, self.healthy);
-        let Some(mut line) = self.load.tick(now, || retransmits(host, healthy)) else {
+        let (host, slots) = (&self.host, &self.slots);
+        let Some(mut line) = self.load.tick(now, || retransmits(host, slots)) else {
             return Ok(());
         };
         let syns = self.host.transport().stats().syns;
@@ -151,8 +154,8 @@ impl<T: Transport> Reactor<T> {
     fn ended(&mut self, now: Instant, done: IoDone) {
         match self.ctrls.binary_search(&done.ctrl) {
             Ok(0) => {
-                let (host, healthy) = (&self.host, self.healthy);
-                self.load.ended(now, done, || retransmits(host, healthy));
+                let (host, slots) = (&self.host, &self.slots);
+                self.load.ended(now, done, || retransmits(host, slots));
             }
             Ok(index) => self.verifies[index - 1].ended(done.tag, done.status, done.buf),
             Err(_) => unreachable!("I/O is submitted to our controllers only"),
@@ -173,6 +176,11 @@ impl<T: Transport> Reactor<T> {
             let Ok(index) = self.ctrls.binary_search(&ctrl) else { continue };
             let is_live = what == "live";
             self.losses += u64::from(index == 0 && !is_live);
+            if index == 0 && is_live {
+                let conns = self.host.transport().connections_from(0, CONNS_MAX).into_iter();
+                let ours = conns.filter(|conn| conn.remote == self.healthy);
+                self.slots = ours.map(|conn| conn.conn.index).collect();
+            }
             if let Some(verify) = index.checked_sub(1).and_then(|k| self.verifies.get_mut(k)) {
                 if is_live { verify.live() } else { verify.lost() }
             }
@@ -215,6 +223,7 @@ impl<T: Transport> Reactor<T> {
         let verify = (!self.verifies.is_empty()).then(|| tally.report());
         let line = json!({
             "event": "end", "t_us": us(Instant::monotonic()),
+            "healthy_retransmits": retransmits(&self.host, &self.slots),
             "ios": self.load.ios_all, "errors": self.load.errors, "losses": self.losses,
             "keep_alives": f.keep_alives,
             "ka_late_max_us": f.keep_alive_late_max.as_micros() as u64,
@@ -229,9 +238,8 @@ impl<T: Transport> Reactor<T> {
     }
 }
 
-/// Segments that the healthy controller's connections have sent again; 0 of kernel sockets.
-fn retransmits<T: Transport>(host: &Host<T>, healthy: SocketAddr) -> u64 {
-    let conns = host.transport().connections_from(0, FIRST_CONNS);
-    let ours = conns.iter().filter(|conn| conn.remote == healthy);
-    ours.map(|conn| u64::from(conn.retransmits)).sum()
+/// Segments that the healthy controller's connections have sent again.
+fn retransmits<T: Transport>(host: &Host<T>, slots: &[u32]) -> u64 {
+    let conns = slots.iter().flat_map(|&slot| host.transport().connections_from(slot, 1));
+    conns.map(|conn| u64::from(conn.retransmits)).sum()
 }
