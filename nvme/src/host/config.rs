@@ -56,8 +56,8 @@ pub struct Reconnect {
     pub probe_timeout: Duration,
     /// How often such an address is tested, by one controller for all of that address.
     pub probe_interval: Duration,
-    /// How long an outage may last before the controller fails for good (an attempt under way is
-    /// let to its end); `None`: for ever.
+    /// How long an outage may last before the controller fails for good, an attempt under way
+    /// with it; `None`: for ever.
     pub ctrl_loss: Option<Duration>,
 }
 

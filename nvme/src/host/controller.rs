@@ -328,7 +328,7 @@ impl Controller {
         }
         self.send_aborts(now);
         if due(self.connect_deadline) {
-            self.connect_too_long(now);
+            self.fail_with(self.too_long(now));
         }
         match self.phase {
             Phase::Draining { deadline } if deadline <= now => self.drain(now),
@@ -347,24 +347,24 @@ impl Controller {
         }
     }
 
-    fn connect_too_long(&mut self, now: Instant) {
+    /// The failure of an attempt that takes too long.
+    pub(super) fn too_long(&self, now: Instant) -> Failure {
         let waiting = self.qpairs.iter().position(|qpair| !qpair.is_live()).unwrap_or(0);
         let (stage, awaited) = self.awaiting(waiting);
-        let after = now - self.started;
-        self.fail_with(Failure {
+        Failure {
             addr: self.config.addr,
             qid: waiting as u16,
             stage,
             awaited,
-            after,
+            after: now - self.started,
             cause: Cause::Timeout,
-        });
+        }
     }
 
     /// The stage, and what is awaited in it, as far as qpair `q` is concerned.
     fn awaiting(&self, q: usize) -> (Stage, &'static str) {
         match self.phase {
-            Phase::New => (Stage::Tcp, "the first attempt"),
+            Phase::New => (Stage::Tcp, "TCP connection"),
             Phase::Connecting | Phase::IoQueues => {
                 let qpair = &self.qpairs[q];
                 let stage = qpair.stage().unwrap_or(Stage::IoQueues);

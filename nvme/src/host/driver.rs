@@ -38,6 +38,8 @@ pub(super) struct Entry {
     pub refill: bool,
     /// The place of its address.
     pub address: u32,
+    /// Keep alives that had no answer when it was lost.
+    pub keep_alives_lost: u64,
     /// Why it was lost last.
     pub failure: Option<Failure>,
     pub conns: Vec<Option<ConnId>>,
@@ -126,6 +128,7 @@ impl<T: Transport> Host<T> {
             refill: false,
             life: Life::new(now, config.reconnect, seed),
             address: self.addresses.join(config.addr, index as u32),
+            keep_alives_lost: 0,
             failure: None,
             ctrl: Controller::new(now, id, config, names),
             conns: Vec::new(),
@@ -424,7 +427,8 @@ impl<T: Transport> Host<T> {
                 honoured += 1;
                 self.figures.honoured(now, deadline);
                 entry.ctrl.handle_timeout(now);
-                self.figures.take_keep_alives(&mut entry.ctrl.keep_alive_figures);
+                let counted = &mut entry.ctrl.keep_alive_figures;
+                entry.keep_alives_lost += self.figures.take_keep_alives(counted);
                 self.requeue_due(now, ctrl);
                 self.go_on(now, ctrl);
                 self.mark(At { ctrl, qpair: 0 });

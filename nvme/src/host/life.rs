@@ -174,7 +174,8 @@ impl Life {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
             LifeState::Waiting { until } => earliest(until, self.loss_deadline()),
-            LifeState::Attempting | LifeState::Live | LifeState::Over => None,
+            LifeState::Attempting => self.loss_deadline(),
+            LifeState::Live | LifeState::Over => None,
         }
     }
 
@@ -310,6 +311,7 @@ over + closed = over
         life.wait_until(None);
         assert_eq!(life.poll_timeout(), Some(lost_at + Duration::from_secs(600)));
         life.attempt(late);
+        assert_eq!(life.poll_timeout(), Some(lost_at + Duration::from_secs(600)));
         assert_eq!(life.lost(late + Duration::from_secs(1), true), Verdict::Final);
     }
 

@@ -45,7 +45,11 @@ impl<T: Transport> Host<T> {
     pub(super) fn go_on(&mut self, now: Instant, ctrl: u32) {
         self.act(now, ctrl);
         let Some(entry) = &mut self.entries[ctrl as usize] else { return };
-        let LifeState::Waiting { until } = entry.life.state else { return };
+        let until = match entry.life.state {
+            LifeState::Waiting { until } => until,
+            LifeState::Attempting => None,
+            LifeState::Live | LifeState::Over => return,
+        };
         if entry.life.is_too_long(now) {
             return self.give_up(now, ctrl);
         }
@@ -133,7 +137,8 @@ impl<T: Transport> Host<T> {
     /// A controller is lost, or could not be made live.
     pub(super) fn lost(&mut self, now: Instant, ctrl: u32, failure: Failure) {
         let Some(entry) = &mut self.entries[ctrl as usize] else { return };
-        self.figures.take_keep_alives(&mut entry.ctrl.keep_alive_figures);
+        let counted = &mut entry.ctrl.keep_alive_figures;
+        entry.keep_alives_lost += self.figures.take_keep_alives(counted);
         let was_live = entry.life.state == LifeState::Live;
         // No answer within a command's deadline: its target may be gone, one of us looks.
         if failure.cause == Cause::Timeout {
@@ -179,21 +184,17 @@ impl<T: Transport> Host<T> {
         }
     }
 
-    /// A controller has waited for too long: it fails, with why it was lost last.
+    /// An outage has lasted for too long: the controller fails, and an attempt under way with it,
+    /// for what it was lost for last, or else for what it waits for.
     fn give_up(&mut self, now: Instant, ctrl: u32) {
         let Some(entry) = &mut self.entries[ctrl as usize] else { return };
+        let failure = entry.failure.get_or_insert_with(|| entry.ctrl.too_long(now)).clone();
         entry.life.closed(now);
-        let id = entry.ctrl.id;
+        entry.ctrl.abandon();
         entry.ctrl.phase = Phase::Failed; // also where no attempt was ever made
-        let never = || Failure {
-            addr: entry.ctrl.config.addr,
-            qid: 0,
-            stage: Stage::Tcp,
-            awaited: "TCP connection",
-            after: now - entry.ctrl.since,
-            cause: Cause::Timeout,
-        };
-        let failure = entry.failure.get_or_insert_with(never).clone();
+        let id = entry.ctrl.id;
+        self.act(now, ctrl);
+        self.attempt_ended(now, ctrl, false);
         self.events.push(HostEvent::Failed { ctrl: id, failure });
         self.leave(now, ctrl);
     }

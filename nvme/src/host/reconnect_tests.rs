@@ -173,7 +173,7 @@ fn an_outage_that_lasts_too_long_fails_once() {
         let start = world.now;
         assert!(matches!(world.event(), HostEvent::Failed { .. }));
         let after = world.now - start;
-        assert!(after >= loss - MS && after <= loss + 3200 * MS, "{after:?}");
+        assert_eq!(after, loss, "also where an attempt is under way");
         assert_eq!(state(&world, id), CtrlState::Lost);
         assert_eq!(world.host.controllers().count(), 0);
         let attempts = world.host.figures().attempts;
@@ -184,6 +184,25 @@ fn an_outage_that_lasts_too_long_fails_once() {
         world.fake.knobs.refuse = None;
         assert_ne!(world.live(config()), id);
     }
+}
+
+#[test]
+fn the_first_attempt_ends_too_when_the_controller_is_given_up() {
+    let mut world = world();
+    world.fake.knobs.silent_ic = true;
+    let reconnect =
+        Reconnect { delay_max: 50 * MS, ctrl_loss: Some(400 * MS), ..Reconnect::default() };
+    let id = world.connect(CtrlConfig { reconnect: Some(reconnect), ..config() });
+    let start = world.now;
+    run_for(&mut world, 300 * MS);
+    let timers = world.host.status(id).timers;
+    assert!(timers.contains(&("ctrl-loss", start + 400 * MS)), "{timers:?}");
+    let HostEvent::Failed { failure, .. } = world.event() else { panic!() };
+    assert_eq!(world.now - start, 400 * MS);
+    assert_eq!((failure.stage, failure.awaited), (Stage::InitializeConnection, "ICResp"));
+    run_for(&mut world, 60 * Duration::from_secs(1));
+    assert_eq!(world.host.transport().conns(), 0);
+    assert!(world.events.is_empty());
 }
 
 #[test]
@@ -350,6 +369,7 @@ fn figures_count_keep_alives_and_deadlines() {
     world.fake.knobs.silent_keep_alive = true;
     assert!(matches!(world.event(), HostEvent::Disconnected { .. }));
     assert_eq!(world.host.figures().keep_alives_lost, 1);
+    assert_eq!(world.host.status(id).keep_alives_lost, 1);
 }
 
 #[test]

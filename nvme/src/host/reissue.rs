@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 
-use moorline_stack::transport::Cause as TcpCause;
 use moorline_stack::{Instant, Transport};
 
 use super::caller::check_io;
@@ -196,9 +195,6 @@ fn ended(ctrl: CtrlId, accepted: Accepted, status: Status) -> IoDone {
 /// How a path ended, as far as its failure tells. The loss of any connection ends the association
 /// (NVMe over Fabrics), so a connection that the controller ended speaks for the others.
 pub(super) fn ending(failure: &Failure) -> Ending {
-    match &failure.cause {
-        Cause::PeerClosed | Cause::Terminated(_) => Ending::ByPeer,
-        Cause::Tcp(why) if why.cause == TcpCause::Reset => Ending::ByPeer,
-        _ => Ending::Silent,
-    }
+    let terminated = matches!(failure.cause, Cause::Terminated(_));
+    if terminated || failure.is_by_peer() { Ending::ByPeer } else { Ending::Silent }
 }

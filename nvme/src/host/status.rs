@@ -70,6 +70,8 @@ pub struct CtrlStatus {
     pub attempts: u32,
     /// Times that it became live again.
     pub reconnects: u64,
+    /// Keep alives that had no answer when it was lost.
+    pub keep_alives_lost: u64,
     /// Why it was lost, or not reached, last.
     pub failure: Option<Failure>,
     /// Armed deadlines, by name.
@@ -117,12 +119,13 @@ impl Figures {
         self.deadline_late_max = self.deadline_late_max.max(now - deadline);
     }
 
-    /// Takes over what a controller counted.
-    pub(super) fn take_keep_alives(&mut self, counted: &mut KeepAliveFigures) {
+    /// Takes over what a controller counted; how many had no answer.
+    pub(super) fn take_keep_alives(&mut self, counted: &mut KeepAliveFigures) -> u64 {
         let KeepAliveFigures { sent, lost, late_max } = std::mem::take(counted);
         self.keep_alives += sent;
         self.keep_alives_lost += lost;
         self.keep_alive_late_max = self.keep_alive_late_max.max(late_max);
+        lost
     }
 }
 
@@ -147,8 +150,10 @@ impl<T: Transport> Host<T> {
         };
         let mut timers: Vec<_> = entry.ctrl.timers().collect();
         timers.extend(next_attempt.map(|at| ("reconnect", at)));
-        if entry.life.is_waiting() {
+        if let LifeState::Waiting { .. } | LifeState::Attempting = entry.life.state {
             timers.extend(entry.life.loss_deadline().map(|at| ("ctrl-loss", at)));
+        }
+        if entry.life.is_waiting() {
             let probe = address.filter(|a| a.reach.is_tested() && a.tester.is_none());
             timers.extend(probe.map(|address| ("probe", address.next_probe)));
         }
@@ -161,6 +166,7 @@ impl<T: Transport> Host<T> {
             awaited: awaited(entry),
             attempts: entry.life.attempts,
             reconnects: entry.life.reconnects,
+            keep_alives_lost: entry.keep_alives_lost,
             failure: entry.failure.clone(),
             timers,
             reach,
