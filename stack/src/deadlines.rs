@@ -40,6 +40,11 @@ impl Deadlines {
         }
     }
 
+    /// The deadline of `id`.
+    pub fn of(&self, id: u32) -> Option<Instant> {
+        self.place(id).map(|place| self.heap[place].0)
+    }
+
     /// The earliest deadline.
     pub fn next(&self) -> Option<Instant> {
         self.heap.first().map(|&(at, _)| at)
@@ -158,7 +163,7 @@ mod tests {
                 prop_assert_eq!(heap.next(), oracle.values().min().copied());
                 prop_assert_eq!(heap.heap.len(), oracle.len());
                 for id in 0..40 {
-                    prop_assert_eq!(heap.place(id).map(|place| heap.heap[place].0), oracle.get(&id).copied());
+                    prop_assert_eq!(heap.of(id), oracle.get(&id).copied());
                 }
             }
         }

@@ -30,6 +30,12 @@ impl Instant {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
+    /// So long before; the origin if that is nearer.
+    #[must_use]
+    pub fn before(self, d: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
     /// The system's monotonic clock. For drivers only.
     pub fn monotonic() -> Self {
         let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -40,8 +46,7 @@ impl Instant {
     /// counts from stays.
     #[must_use]
     pub fn retimed(self, before: Duration, timeout: Duration) -> Self {
-        let before = u64::try_from(before.as_nanos()).unwrap_or(u64::MAX);
-        Self(self.0.saturating_sub(before)) + timeout
+        self.before(before) + timeout
     }
 }
 

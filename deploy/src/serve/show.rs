@@ -103,6 +103,10 @@ pub(super) fn figures<T: Transport>(held: &Held, host: &Host<T>) -> Value {
     json!({
         "controllers": held.ctrls.len(),
         "attempts": f.attempts,
+        "syns": host.transport().stats().syns,
+        "probes": f.probes,
+        "probes_under_way_max": f.probes_under_way_max,
+        "announcements": f.announcements,
         "keep_alives": f.keep_alives,
         "keep_alives_lost": f.keep_alives_lost,
         "keep_alive_late_max_us": f.keep_alive_late_max.as_micros() as u64,

@@ -31,6 +31,12 @@ pub struct HostLimits {
     pub admission_per_s: u32,
     /// Connections started to one target address at once.
     pub admission_burst: u32,
+    /// Tests of addresses that are not reachable, begun in a second, over all addresses.
+    pub probes_per_s: u32,
+    /// Such tests begun at once.
+    pub probe_burst: u32,
+    /// Such tests under way at once. Each holds a connection's buffers for `probe_timeout`.
+    pub probes_under_way: u32,
 }
 
 impl Default for HostLimits {
@@ -41,6 +47,9 @@ impl Default for HostLimits {
             queue_size: 1024,
             admission_per_s: 4000,
             admission_burst: 64,
+            probes_per_s: 1000,
+            probe_burst: 64,
+            probes_under_way: 256,
         }
     }
 }

@@ -14,6 +14,7 @@ use moorline_stack::{ConnId, Event, Instant, Transport};
 use super::controller::{Action, Controller, Names};
 use super::events::Events;
 use super::life::Life;
+use super::probe::Probes;
 use super::reach::{Addresses, Reach};
 use super::requeue::Store;
 use super::table::SLOTS_MAX;
@@ -74,7 +75,7 @@ pub struct Host<T: Transport> {
     pub(super) addresses: Addresses,
     /// Deadlines of controllers, and of the tests of addresses, by place.
     pub(super) deadlines: Deadlines,
-    pub(super) probes: Deadlines,
+    pub(super) probes: Probes,
     pub(super) figures: Figures,
 }
 
@@ -97,7 +98,7 @@ impl<T: Transport> Host<T> {
             admin_done: VecDeque::new(),
             addresses: Addresses::default(),
             deadlines: Deadlines::default(),
-            probes: Deadlines::default(),
+            probes: Probes::new(&limits),
             figures: Figures::default(),
         }
     }

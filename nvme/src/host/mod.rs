@@ -22,6 +22,7 @@ mod io;
 mod keep_alive;
 mod life;
 mod lint;
+mod probe;
 mod qpair;
 mod reach;
 mod reconnect;

@@ -90,6 +90,8 @@ pub(super) struct Address {
     pub live: u32,
     /// Who tests it now, and when the next test may begin.
     pub tester: Option<u32>,
+    /// The tester has not found out yet; it counts among the tests under way.
+    pub under_test: bool,
     pub next_probe: Instant,
     /// Whose turn it is to test.
     turn: usize,
@@ -154,6 +156,7 @@ impl Addresses {
                 members: Vec::new(),
                 live: 0,
                 tester: None,
+                under_test: false,
                 next_probe: Instant::ZERO,
                 turn: 0,
                 admitted_to: Instant::ZERO,

@@ -5,7 +5,6 @@
 //! that is not reachable is tested by one controller, and an address that becomes reachable ends
 //! every back-off on it, in the order and at the rate of its admission.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use moorline_stack::{Instant, Transport};
@@ -71,7 +70,7 @@ impl<T: Transport> Host<T> {
             entry.life.wait_until(None);
             entry.life.admitted = false;
             if address.tester.is_none() {
-                self.probes.set(entry.address, Some(address.next_probe.max(now)));
+                self.probes.set(entry.address, address.next_probe.max(now));
             }
             return false;
         }
@@ -87,7 +86,7 @@ impl<T: Transport> Host<T> {
     }
 
     /// Starts an attempt from scratch.
-    fn attempt(&mut self, now: Instant, ctrl: u32) {
+    pub(super) fn attempt(&mut self, now: Instant, ctrl: u32) {
         self.clear(ctrl);
         let Some(entry) = &mut self.entries[ctrl as usize] else { return };
         if entry.ctrl.phase != Phase::New {
@@ -223,9 +222,11 @@ impl<T: Transport> Host<T> {
         }
         if address.tester == Some(ctrl) {
             address.tester = None;
+            let place = entry.address;
             if address.reach.is_tested() {
-                self.probes.set(entry.address, Some(address.next_probe.max(now)));
+                self.probes.set(place, address.next_probe.max(now));
             }
+            self.probe_ended(place);
         }
     }
 
@@ -234,23 +235,24 @@ impl<T: Transport> Host<T> {
         self.close_store(now, ctrl);
         let Some(entry) = &self.entries[ctrl as usize] else { return };
         if self.addresses.leave(entry.address, ctrl) {
-            self.probes.set(entry.address, None);
+            self.probes.clear(entry.address);
         }
     }
 
     /// An address takes connections: every back-off on it ends, unless it did so before.
     pub(super) fn reached(&mut self, now: Instant, place: u32) {
+        self.probe_ended(place);
         let address = self.addresses.at(place);
         let before = std::mem::replace(&mut address.reach, Reach::Reachable);
         if !before.is_tested() {
             return;
         }
-        self.probes.set(place, None);
+        self.probes.clear(place);
         self.end_back_offs(now, place);
     }
 
     /// Nobody waits for an address any longer, but for a place in its admission.
-    fn end_back_offs(&mut self, now: Instant, place: u32) {
+    pub(super) fn end_back_offs(&mut self, now: Instant, place: u32) {
         let members = std::mem::take(&mut self.addresses.at(place).members);
         for &ctrl in &members {
             let Some(entry) = &mut self.entries[ctrl as usize] else { continue };
@@ -260,59 +262,5 @@ impl<T: Transport> Host<T> {
             }
         }
         self.addresses.at(place).members = members;
-    }
-
-    /// A node has announced itself: its addresses are tried at once.
-    pub(super) fn announced(&mut self, now: Instant, ip: IpAddr) {
-        self.figures.announcements += 1;
-        for place in 0..self.addresses.places() {
-            if self.addresses.of_node(place, ip).is_some() {
-                self.try_at_once(now, place);
-            }
-        }
-    }
-
-    /// Our own link is up again: all addresses are tried at once.
-    pub(super) fn link_up(&mut self, now: Instant) {
-        for place in 0..self.addresses.places() {
-            if self.addresses.peek(place).is_some() {
-                self.try_at_once(now, place);
-            }
-        }
-    }
-
-    /// There is reason to try an address: if it is not reachable it is tested at once (a test
-    /// under way goes on: its SYN has just been sent again), and if it is, nobody backs off any
-    /// longer.
-    fn try_at_once(&mut self, now: Instant, place: u32) {
-        let address = self.addresses.at(place);
-        if !address.reach.is_tested() {
-            self.end_back_offs(now, place);
-        } else if address.tester.is_none() {
-            address.next_probe = now;
-            self.probes.set(place, Some(now));
-        }
-    }
-
-    /// It is time to test an address: one of its controllers that wait does.
-    pub(super) fn probe(&mut self, now: Instant, place: u32) {
-        let entries = &self.entries;
-        let waits = |ctrl: u32| {
-            let entry = entries[ctrl as usize].as_ref();
-            entry.is_some_and(|entry| entry.life.is_waiting())
-        };
-        if self.addresses.peek(place).is_none() {
-            return;
-        }
-        let address = self.addresses.at(place);
-        if !address.reach.is_tested() || address.tester.is_some() {
-            return;
-        }
-        let Some(ctrl) = address.next_tester(waits) else { return };
-        let Some(entry) = &self.entries[ctrl as usize] else { return };
-        let Some(reconnect) = entry.ctrl.config.reconnect else { return };
-        address.tester = Some(ctrl);
-        address.next_probe = now + reconnect.probe_interval;
-        self.attempt(now, ctrl);
     }
 }

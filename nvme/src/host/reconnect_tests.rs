@@ -7,7 +7,7 @@ use std::time::Duration;
 use moorline_stack::mem::{Arena, IoBuf};
 use moorline_stack::pipe::PipeOptions;
 use moorline_stack::rng::Rng;
-use moorline_stack::transport::ListenOptions;
+use moorline_stack::transport::{ConnOptions, ListenOptions};
 use moorline_stack::{Instant, Transport};
 
 use super::fake::{BLOCK, Hook, World, address, config as once};
@@ -594,4 +594,36 @@ fn an_address_that_accepts_and_says_nothing_is_tested_by_one() {
     world.fake.knobs.silent_ic = false;
     run_for(&mut world, 1300 * MS);
     assert_eq!(kinds(&world.events), BTreeMap::from([("disconnected", 100), ("live", 100)]));
+}
+
+#[test]
+fn a_thousand_silent_addresses_are_tested_in_turn_and_no_faster_than_allowed() {
+    let limits = HostLimits { controllers: 1000, ..HostLimits::default() };
+    let mut world = World::with_limits(1, PipeOptions::default(), limits);
+    world.fake.pipe.options_mut().blackhole = true;
+    let addr = |n: usize| SocketAddr::from(([10, 1, (n / 256) as u8, (n % 256) as u8], 4420));
+    let conn = ConnOptions { rx_buffer: 4096, tx_buffer: 4096, ..ConnOptions::default() };
+    let config = |n| CtrlConfig { addr: addr(n), conn: conn.clone(), ..config() };
+    let ids: Vec<_> = (0..1000).map(|n| world.connect(config(n))).collect();
+    run_for(&mut world, Duration::from_secs(4));
+    let attempts = |world: &World| -> Vec<u32> {
+        ids.iter().map(|&id| world.host.status(id).attempts).collect()
+    };
+    let before = attempts(&world);
+    for _ in 0..6 {
+        let figures = world.host.figures();
+        run_for(&mut world, Duration::from_secs(1));
+        let probes = world.host.figures().probes - figures.probes;
+        assert!((900..=1064).contains(&probes), "{probes} tests in a second");
+    }
+    let tests: Vec<_> =
+        attempts(&world).iter().zip(before).map(|(now, before)| now - before).collect();
+    let (least, most) = (tests.iter().min().unwrap(), tests.iter().max().unwrap());
+    assert!(*least >= 5 && *most <= 7, "between {least} and {most} tests of an address");
+    assert!(world.host.figures().probes_under_way_max <= 256);
+    // One that announces itself does not wait for its turn.
+    world.fake.pipe.announce(addr(500).ip());
+    let before = world.host.status(ids[500]).attempts;
+    run_for(&mut world, 210 * MS);
+    assert!(world.host.status(ids[500]).attempts > before);
 }

@@ -120,7 +120,8 @@ impl<T: Transport> Host<T> {
         let at = address.next_probe.retimed(before.probe_interval, after.probe_interval);
         address.next_probe = at;
         if address.reach.is_tested() && address.tester.is_none() {
-            self.probes.set(place, Some(at.max(now)));
+            self.probes.clear(place);
+            self.probes.set(place, at.max(now));
         }
     }
 }

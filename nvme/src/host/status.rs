@@ -107,6 +107,10 @@ pub struct Figures {
     pub deadlines_per_turn_max: u32,
     /// Attempts to connect a controller.
     pub attempts: u64,
+    /// Of these, tests of an address that is not reachable; and how many were under way at once.
+    pub probes: u64,
+    /// See `probes`.
+    pub probes_under_way_max: u32,
     /// Times that a node showed that it is there, other than by a connection.
     pub announcements: u64,
 }
