@@ -110,6 +110,8 @@ pub(super) struct Controller {
     pub keep_alive: KeepAlive,
     pub keep_alive_figures: KeepAliveFigures,
     pub kato_change: KatoChange,
+    /// A KATO that the controller was told, while its answer does not say which it uses.
+    pub kato_told: Option<Duration>,
     pub aers_wanted: u8,
     /// Events to ask for: those that mean something to us and are supported.
     pub events_supported: u32,
@@ -141,6 +143,7 @@ impl Controller {
             keep_alive: KeepAlive::default(),
             keep_alive_figures: KeepAliveFigures::default(),
             kato_change: KatoChange::None,
+            kato_told: None,
             aers_wanted: 0,
             events_supported: 0,
             aers_posted: 0,

@@ -64,7 +64,7 @@ impl<T: Transport> Host<T> {
         else {
             return;
         };
-        store.lost(now, ending, &controller.info);
+        store.lost(now, ending, controller.kato_at_most(), &controller.info);
         let (id, left) = (controller.id, &mut self.left);
         for qpair in controller.qpairs.iter_mut().skip(1) {
             qpair.table.take_lost(&mut |work, loss| {

@@ -240,12 +240,12 @@ impl Store {
         self.free += usize::from(hold == Hold::No);
     }
 
-    /// The live controller was lost; what was under way follows ([`Self::put_back`]), then
-    /// [`Self::advance`].
-    pub(super) fn lost(&mut self, now: Instant, ending: Ending, info: &Info) {
+    /// The live controller was lost, which used a KATO of `kato` at most; what was under way
+    /// follows ([`Self::put_back`]), then [`Self::advance`].
+    pub(super) fn lost(&mut self, now: Instant, ending: Ending, kato: Duration, info: &Info) {
         self.path = Path::Away { failing: false };
         self.fail_at = now + self.policy.fast_io_fail;
-        self.write_hold = hold_of_writes(self.policy.quiesce, now, ending, info);
+        self.write_hold = hold_of_writes(self.policy.quiesce, now, ending, kato, info);
         for w in self.waiting.iter_mut().filter(|w| w.hold == Hold::No) {
             w.fail_at = self.fail_at;
         }
@@ -397,15 +397,21 @@ impl Store {
 }
 
 /// How long a write is held that was on the wire.
-fn hold_of_writes(quiesce: Quiesce, now: Instant, ending: Ending, info: &Info) -> Hold {
+fn hold_of_writes(
+    quiesce: Quiesce,
+    now: Instant,
+    ending: Ending,
+    kato: Duration,
+    info: &Info,
+) -> Hold {
     match quiesce {
         _ if ending == Ending::ByPeer => Hold::No,
         Quiesce::Off => Hold::No,
         Quiesce::For(time) => Hold::Until(now + time),
-        Quiesce::Auto if info.kato == Duration::ZERO => Hold::Unknown,
+        Quiesce::Auto if kato.is_zero() => Hold::Unknown,
         Quiesce::Auto => {
             let katos = if info.tbkas { 3 } else { 2 };
-            Hold::Until(now + katos * info.kato + info.cqt)
+            Hold::Until(now + katos * kato + info.cqt)
         }
     }
 }

@@ -191,6 +191,20 @@ fn the_wait_of_a_write_is_of_the_policy_and_of_what_the_controller_says() {
 }
 
 #[test]
+fn a_kato_that_the_controller_may_have_taken_counts() {
+    let mut world = world();
+    let id = world.live(config());
+    world.fake.knobs.silent_admin = Some(0x09);
+    let set = CtrlConfig { kato: 8 * S, ..config() };
+    world.host.set(world.now, id, &set).unwrap();
+    world.fake.knobs.hook = Box::new(|_| Hook::Ignore);
+    submit(&mut world, id, io(WRITE, 1, 0, 1));
+    run_for(&mut world, MS);
+    world.host.reset(world.now, id);
+    assert_eq!(timer(&world, id, "quiesce"), Some(world.now + 16 * S));
+}
+
+#[test]
 fn without_keep_alive_no_bound_is_known_and_the_write_fails() {
     let (mut world, id, since) =
         fell_silent_by_reset(CtrlConfig { kato: Duration::ZERO, ..config() });

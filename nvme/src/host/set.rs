@@ -162,6 +162,7 @@ impl Controller {
             // The controller would round up: say so ourselves.
             let unit = self.kas_ms().max(1);
             let kato_ms = kato_ms.div_ceil(unit).saturating_mul(unit);
+            self.kato_told = Some(Duration::from_millis(kato_ms.into()));
             let sqe = SetFeatures::new(fid::KEEP_ALIVE_TIMER, kato_ms).to_sqe();
             let timeout = self.config.timeouts.admin;
             self.qpairs[0].submit(now, Work::kato(sqe, timeout));
@@ -172,6 +173,13 @@ impl Controller {
     fn kas_ms(&self) -> u32 {
         let identify = IdentifyController::ref_from_bytes(&self.info.identify);
         identify.map_or(0, |identify| u32::from(identify.kas.get()) * 100)
+    }
+
+    /// The longest KATO that the controller may use now; zero if it may use none.
+    pub(super) fn kato_at_most(&self) -> Duration {
+        let known = self.info.kato;
+        let told = self.kato_told.unwrap_or(known);
+        if known.is_zero() || told.is_zero() { Duration::ZERO } else { known.max(told) }
     }
 
     /// The answer to Set or Get Features. Whatever became of the first, the second tells.
@@ -187,6 +195,7 @@ impl Controller {
                 let read = Duration::from_millis(cqe.dw0.get().into());
                 let is_off = read.is_zero() && !self.config.kato.is_zero();
                 if cqe.status().is_success() && !is_off {
+                    self.kato_told = None;
                     self.kato_known(now, read);
                 }
             }
