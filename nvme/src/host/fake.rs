@@ -123,6 +123,7 @@ pub(super) struct Executed {
     pub at: Instant,
     pub association: u32,
     pub lba: u64,
+    pub blocks: u64,
     /// The first 8 bytes of its data.
     pub mark: u64,
 }
@@ -513,7 +514,8 @@ impl Fake {
                 assert_eq!(data.len(), len);
                 let mark = u64::from_le_bytes(data[..8].try_into().unwrap());
                 let (at, lba, association) = (self.now, sqe.cdw10_11(), conn.association);
-                self.executed.push(Executed { at, association, lba, mark });
+                let blocks = (len / BLOCK) as u64;
+                self.executed.push(Executed { at, association, lba, blocks, mark });
                 self.storage[start..start + len].copy_from_slice(data);
             }
             0x02 => {

@@ -2,6 +2,7 @@
 //! when, and what the target executes of it after it was acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use moorline_stack::Instant;
@@ -9,7 +10,7 @@ use moorline_stack::mem::{Arena, IoBuf};
 use moorline_stack::pipe::PipeOptions;
 use moorline_stack::rng::Rng;
 
-use super::fake::{BLOCK, Hook, World, address, config as once};
+use super::fake::{BLOCK, Executed, Hook, World, address, config as once};
 use super::reissue::ending;
 use super::requeue::Ending;
 use super::*;
@@ -382,16 +383,63 @@ fn fewer_queues_than_before_take_what_waits() {
     assert!(world.host.submit(world.now, id, 1, io(IoOp::Read, 99, 0, 1)).is_err());
 }
 
-/// One write or read of a block, as the caller sees it.
+#[test]
+fn an_io_of_several_commands_is_issued_again_whole() {
+    let mut world = world();
+    let id = world.live(config());
+    let mut count = 0;
+    world.fake.knobs.hook = Box::new(move |_| {
+        count += 1;
+        if count == 2 { Hook::Ignore } else { Hook::Serve }
+    });
+    submit(&mut world, id, io(WRITE, 7, 100, 600)); // MDTS is 256 blocks
+    assert!(run_for(&mut world, MS).is_empty());
+    submit(&mut world, id, io(WRITE, 8, 0, 600));
+    assert_eq!(tags(&run_for(&mut world, MS)), [8]);
+    world.fake.reset_all(world.now);
+    let ended = run_for(&mut world, S);
+    assert_eq!((tags(&ended), ended[0].1.status), (vec![7], Status::SUCCESS));
+    let at = |block: usize| world.fake.storage[block * BLOCK];
+    assert!((0..100).all(|block| at(block) == 8) && (100..700).all(|block| at(block) == 7));
+}
+
+#[test]
+fn a_failure_of_a_part_is_the_end_of_the_whole_also_when_the_path_is_lost() {
+    let mut world = world();
+    let id = world.live(config());
+    world.fake.knobs.hook = Box::new(|sqe| match sqe.cdw10.get() {
+        0 => Hook::Fail(Status::INTERNAL_ERROR),
+        _ => Hook::Ignore,
+    });
+    submit(&mut world, id, io(IoOp::Read, 7, 0, 600));
+    assert!(run_for(&mut world, MS).is_empty());
+    world.fake.reset_all(world.now);
+    let ended = run_for(&mut world, S);
+    let [(_, ref done)] = ended[..] else { panic!("{ended:?}") };
+    assert_eq!(done.status, Status::INTERNAL_ERROR);
+}
+
+/// One write or read, as the caller sees it.
 #[derive(Debug)]
 struct Op {
     write: bool,
     lba: u64,
+    blocks: u64,
     submitted: Instant,
     /// When it ended, and whether well.
     ended: Option<(Instant, bool)>,
-    /// The mark that a read found.
-    found: u64,
+    /// The marks that a read found, by block.
+    found: Vec<u64>,
+}
+
+impl Op {
+    fn blocks(&self) -> Range<u64> {
+        self.lba..self.lba + self.blocks
+    }
+}
+
+fn overlap(a: &Executed, b: &Executed) -> bool {
+    a.lba < b.lba + b.blocks && b.lba < a.lba + a.blocks
 }
 
 /// A caller over a target that executes late, on paths that get lost at any time.
@@ -433,10 +481,11 @@ impl Storm {
         let tag = self.ops.len() as u64 + 1;
         let (write, lba) = (self.rng.chance(0.6), self.rng.below(Self::BLOCKS));
         let op = if write { WRITE } else { IoOp::Read };
+        let blocks = 1 + self.rng.below(3);
         let (now, qpair) = (self.world.now, self.rng.below(2) as usize);
-        if self.world.host.submit(now, self.id, qpair, io(op, tag, lba, 1)).is_ok() {
-            let op = Op { write, lba, submitted: now, ended: None, found: 0 };
-            self.ops.insert(tag, op);
+        if self.world.host.submit(now, self.id, qpair, io(op, tag, lba, blocks as u32)).is_ok() {
+            let (submitted, ended, found) = (now, None, Vec::new());
+            self.ops.insert(tag, Op { write, lba, blocks, submitted, ended, found });
         }
     }
 
@@ -483,7 +532,9 @@ impl Storm {
             let ok = done.status.is_success();
             assert!(ok || done.status == Status::HOST_PATHING_ERROR, "{}", done.status);
             op.ended = Some((world.now, ok));
-            op.found = u64::from_le_bytes(done.buf.unwrap()[..8].try_into().unwrap());
+            let buf = done.buf.unwrap();
+            let marks = buf.chunks(BLOCK).map(|block| block[..8].try_into().unwrap());
+            op.found = marks.map(u64::from_le_bytes).collect();
         }
         let next = world.next().unwrap_or(until);
         world.now = next.min(self.light_at.unwrap_or(until)).clamp(world.now, until);
@@ -527,7 +578,7 @@ impl Storm {
             };
             let overtaken = executed.iter().find(|new| {
                 let since = self.ops[&new.mark].submitted > lost_at;
-                since && new.lba == old.lba && new.at < quiet_at.min(ended)
+                since && overlap(new, old) && new.at < quiet_at.min(ended)
             });
             assert!(overtaken.is_none(), "{overtaken:?} is executed before {old:?} ended");
         }
@@ -552,14 +603,16 @@ impl Storm {
         // No read finds what was overwritten, as far as the caller can know.
         for (tag, read) in self.ops.iter().filter(|(_, op)| !op.write) {
             let Some((_, true)) = read.ended else { continue };
-            let gone = if read.found == 0 { Some(Instant::ZERO) } else { acked(read.found) };
-            let Some(gone) = gone else { continue };
-            let newer = self.ops.iter().find(|(_, op)| {
-                let in_between = |at| op.submitted > gone && at < read.submitted;
-                let is_newer = matches!(op.ended, Some((at, true)) if in_between(at));
-                op.write && op.lba == read.lba && is_newer
-            });
-            assert!(newer.is_none(), "read {tag} {read:?} missed {newer:?}");
+            for (block, &found) in read.blocks().zip(&read.found) {
+                let gone = if found == 0 { Some(Instant::ZERO) } else { acked(found) };
+                let Some(gone) = gone else { continue };
+                let newer = self.ops.iter().find(|(_, op)| {
+                    let in_between = |at| op.submitted > gone && at < read.submitted;
+                    let is_newer = matches!(op.ended, Some((at, true)) if in_between(at));
+                    op.write && op.blocks().contains(&block) && is_newer
+                });
+                assert!(newer.is_none(), "read {tag} {read:?} missed {newer:?}");
+            }
         }
     }
 }
