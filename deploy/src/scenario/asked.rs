@@ -93,9 +93,11 @@ impl Asked {
 
     /// For the report.
     pub fn report(&self) -> Value {
-        let p90 = |sorted: &[u64]| sorted.get(sorted.len() * 9 / 10).copied();
+        let at = |sorted: &[u64], tenths| sorted.get(sorted.len() * tenths / 10).copied();
+        let p90 = |sorted: &[u64]| at(sorted, 9);
         json!({
-            "calls": self.socket_us.len(), "p90_us": p90(&self.socket_us),
+            "calls": self.socket_us.len(), "p50_us": at(&self.socket_us, 5),
+            "p90_us": p90(&self.socket_us),
             "max_us": self.socket_us.last(), "process_p90_us": p90(&self.process_us),
             "process_max_us": self.process_us.last(), "dead_seen": self.dead,
             "unexplained": self.unexplained, "told": self.told,

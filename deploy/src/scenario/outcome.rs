@@ -227,12 +227,12 @@ impl Seen {
         report
     }
 
-    /// The longest gaps of the healthy load, the longest first, until `last`.
+    /// The longest gaps less run delay of the healthy load, the longest first, until `last`.
     fn longest_gaps(&self, last: u64) -> Vec<Value> {
         let at = |gap: &Value| gap["t_us"].as_u64().unwrap_or(0);
         let within = self.gaps.iter().filter(|gap| (self.started..=last).contains(&at(gap)));
         let mut gaps: Vec<Value> = within.cloned().collect();
-        gaps.sort_by_key(|gap| std::cmp::Reverse(gap["gap_us"].as_u64()));
+        gaps.sort_by_key(|gap| std::cmp::Reverse(gap["gap_less_run_delay_us"].as_u64()));
         gaps.truncate(GAPS);
         for gap in &mut gaps {
             let at = at(gap);
@@ -352,12 +352,13 @@ fn checks(scenario: &Scenario, report: &Value) -> Vec<Value> {
     checks
 }
 
-/// A report's longest gaps, and what went on meanwhile, for a person. The gap, run delay of the
-/// host's and of the target's thread and of ksoftirqd of each CPU, the longest turn of the host
-/// and the longest time between two, in milliseconds.
+/// A report's longest gaps, and what went on meanwhile, for a person. The gap, the gap less run
+/// delay, that of the host's and of the target's thread and of ksoftirqd of each CPU, the longest
+/// turn of the host and the longest time between two, in milliseconds.
 pub fn gap_table(report: &Value) -> String {
     let mut text = String::from(
-        "  gaps, ms:  at s      gap     host   target     turn  between  retrans  ksoftirqd, outage\n",
+        "  gaps, ms:  at s      gap     less     host   target     turn  between  retrans  \
+         ksoftirqd, outage\n",
     );
     let ms = |value: &Value| value.as_f64().unwrap_or(f64::NAN) / 1e3;
     for gap in report["gaps"].as_array().into_iter().flatten() {
@@ -366,14 +367,15 @@ pub fn gap_table(report: &Value) -> String {
         // Writing to a string does not fail.
         let _ = writeln!(
             text,
-            "  {:14.1} {:8.1} {:8.1} {:8.1} {:8.1} {:8.1} {:8}  {} {}",
+            "  {:14.1} {:8.1} {:8.1} {:8.1} {:8.1} {:8.1} {:8.1} {:8}  {} {}",
             ms(&gap["at_us"]) / 1e3,
             ms(&gap["gap_us"]),
+            ms(&gap["gap_less_run_delay_us"]),
             ms(&gap["host_delay_us"]),
             ms(&gap["target_delay_us"]),
             ms(&gap["turn_us"]),
             ms(&gap["between_turns_us"]),
-            gap["retransmits"],
+            gap["retransmits"].as_u64().unwrap_or(0),
             softirqs.join(" "),
             gap["outage"].as_str().unwrap_or_default(),
         );

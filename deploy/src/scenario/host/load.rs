@@ -37,7 +37,7 @@ pub struct Load {
     /// The tick's longest gap, and the longest less run delay.
     gap: Duration,
     gap_less_delay: Duration,
-    /// What is known of the tick's longest gap, where it was looked at.
+    /// What is known of the tick's longest gap less run delay, where one was looked at.
     longest: Option<Gap>,
     delays: Delays,
     /// Segments sent again when run delay was last read.
@@ -60,6 +60,8 @@ struct Busy {
 struct Gap {
     end: Instant,
     length: Duration,
+    /// Less run delay of the host and the target.
+    less_delay: Duration,
     delayed: Delayed,
     busy: Busy,
     retransmits: u64,
@@ -71,6 +73,7 @@ impl Gap {
         let softirqs: Vec<_> = self.delayed.softirqs.iter().map(|d| micros(*d)).collect();
         json!({
             "t_us": us(self.end), "gap_us": micros(self.length),
+            "gap_less_run_delay_us": micros(self.less_delay),
             "host_delay_us": micros(self.delayed.host),
             "target_delay_us": micros(self.delayed.target),
             "ksoftirqd_delay_us": softirqs,
@@ -140,10 +143,14 @@ impl Load {
         self.busy = Busy::default();
     }
 
-    /// A turn took `turn`, and began `between` after the one before had ended.
-    pub fn turned(&mut self, turn: Duration, between: Duration) {
-        self.busy.turn = self.busy.turn.max(turn);
+    /// A turn begins, `between` after the one before had ended.
+    pub fn turn_begins(&mut self, between: Duration) {
         self.busy.between = self.busy.between.max(between);
+    }
+
+    /// A turn took `turn`.
+    pub fn turn_ended(&mut self, turn: Duration) {
+        self.busy.turn = self.busy.turn.max(turn);
     }
 
     /// Nothing ended from the last end until `now`.

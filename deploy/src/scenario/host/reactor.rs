@@ -100,7 +100,7 @@ impl<T: Transport> Reactor<T> {
 
     fn turn(&mut self, poll: PollMode) -> Result<()> {
         let now = Instant::monotonic();
-        let between = now - self.turn_end;
+        self.load.turn_begins(now - self.turn_end);
         self.host.turn(now);
         while let Some(done) = self.host.poll_io() {
             self.busy_at = now;
@@ -115,7 +115,7 @@ impl<T: Transport> Reactor<T> {
         self.turn_end = Instant::monotonic();
         let took = self.turn_end - now;
         self.turns.saturating_record(took.as_micros() as u64);
-        self.load.turned(took, between);
+        self.load.turn_ended(took);
         if let Some(control) = &mut self.control {
             control.took(took);
         }
