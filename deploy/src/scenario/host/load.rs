@@ -160,10 +160,10 @@ impl Load {
         if length >= GAP {
             let delayed = self.delays.since_mark();
             less_delay = length.saturating_sub(delayed.host + delayed.target);
-            if length > self.gap {
+            if self.longest.as_ref().is_none_or(|longest| less_delay > longest.less_delay) {
                 let retransmits = retransmits().saturating_sub(self.retransmits);
-                self.longest =
-                    Some(Gap { end: now, length, delayed, busy: self.busy, retransmits });
+                let (end, busy) = (now, self.busy);
+                self.longest = Some(Gap { end, length, less_delay, delayed, busy, retransmits });
             }
         }
         self.gap = self.gap.max(length);
