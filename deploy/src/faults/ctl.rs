@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use moorline_nvme::target::Target;
 use moorline_stack::{Instant, Transport};
 use serde_json::{Value, json};
@@ -75,7 +75,7 @@ impl<T: Transport> Told<'_, T> {
             Cmd::Faults => answer["faults"] = json!(self.faults.list(now, self.target)),
             Cmd::AddFault => {
                 let text = request.spec.as_deref().context("it needs a \"spec\"")?;
-                let spec: Spec = text.parse()?;
+                let spec: Spec = text.parse().map_err(Error::msg)?;
                 answer["fault"] = spec.to_string().into();
                 answer["met"] = self.faults.add(now, self.target, spec)?.into();
             }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use moorline_nvme::target::{Fault, FaultScope, Hold};
 use moorline_stack::link::fault::Faults as LinkFaults;
 
@@ -208,9 +208,15 @@ fn probability(text: &str) -> Result<f64> {
 }
 
 impl FromStr for Spec {
-    type Err = Error;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self> {
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::read(text).map_err(|error| format!("{error:#}"))
+    }
+}
+
+impl Spec {
+    fn read(text: &str) -> Result<Self> {
         let told = || format!("fault {text:?}");
         let mut parts = text.split(',').map(|part| match part.split_once('=') {
             Some((key, value)) => (key.trim(), Some(value.trim())),
@@ -364,7 +370,7 @@ mod tests {
             ("rst,for=2s", "for has no meaning"),
             ("no-neighbour,port=4420", "port has no meaning"),
         ] {
-            let error = format!("{:#}", text.parse::<Spec>().unwrap_err());
+            let error = text.parse::<Spec>().unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         }
     }

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod commands;
+mod faults;
 mod io;
 mod link;
 mod reach;

@@ -20,7 +20,7 @@ const NQN: &str = "nqn.2026-11.io.moorline:target";
 
 /// A configuration, and the socket that it names, in a directory of their own.
 pub struct Config {
-    dir: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
     file: PathBuf,
 }
 
@@ -126,7 +126,7 @@ pub fn xdp_lane(end: &End) -> String {
     )
 }
 
-fn kernel_lane(end: &End) -> String {
+pub fn kernel_lane(end: &End) -> String {
     format!("[lane]\ntransport = \"kernel\"\nnetns = {:?}\n", end.netns())
 }
 
