@@ -192,3 +192,96 @@ impl Faults {
         target.remove_fault(now, one.name).with_context(|| format!("ending {}", one.spec))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use moorline_nvme::target::{Subsystem, TargetConfig};
+    use moorline_stack::pipe::{Pipe, PipeOptions};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn target() -> Target<Pipe> {
+        let (_, far) = Pipe::pair(1, PipeOptions::default());
+        let mut target = Target::new(far, TargetConfig::default());
+        target.add_subsystem(Subsystem::new("nqn.2026-11.io.moorline:faults")).unwrap();
+        target.listen(Instant::ZERO, "10.0.0.2:4420".parse().unwrap()).unwrap();
+        target
+    }
+
+    fn spec(text: &str) -> Spec {
+        text.parse().unwrap()
+    }
+
+    fn shown(faults: &Faults, now: Instant, target: &Target<Pipe>) -> Vec<(String, Option<f64>)> {
+        faults.list(now, target).into_iter().map(|one| (one.fault, one.left_ms)).collect()
+    }
+
+    #[test]
+    fn nothing_goes_wrong_where_that_was_not_allowed() {
+        let (mut faults, mut target) = (Faults::new(false, None), target());
+        let add = faults.add(Instant::ZERO, &mut target, spec("busy")).unwrap_err();
+        let clear = faults.clear(Instant::ZERO, &mut target).unwrap_err();
+        for error in [add, clear, faults.begin(Instant::ZERO, &[spec("busy")]).unwrap_err()] {
+            assert!(error.to_string().contains("--allow-faults"), "{error}");
+        }
+        assert!(faults.list(Instant::ZERO, &target).is_empty());
+    }
+
+    #[test]
+    fn those_of_the_link_hold_before_there_is_a_target_and_need_a_link_of_ours() {
+        let link = FaultsHandle::default();
+        let mut faults = Faults::new(true, Some(link));
+        let begin = [spec("busy"), spec("no-neighbour,for=1s")];
+        faults.begin(Instant::ZERO, &begin).unwrap();
+        let mut target = target();
+        let first = [("no-neighbour,for=1s".to_owned(), Some(1000.0))];
+        assert_eq!(shown(&faults, Instant::ZERO, &target), first);
+        faults.start(Instant::ZERO, &mut target).unwrap();
+        assert_eq!(faults.list(Instant::ZERO, &target).len(), 2);
+
+        let mut faults = Faults::new(true, None);
+        let error = faults.begin(Instant::ZERO, &[spec("swallow-syn")]).unwrap_err();
+        assert!(error.to_string().contains("--transport xdp"), "{error}");
+    }
+
+    #[test]
+    fn a_fault_ends_when_its_time_is_over_and_the_others_stay() {
+        let (mut faults, mut target) = (Faults::new(true, None), target());
+        let mut now = Instant::ZERO;
+        for text in ["busy,for=3s", "freeze=2s", "late=5ms", "port-closed,for=1s", "rst"] {
+            faults.add(now, &mut target, spec(text)).unwrap();
+        }
+        assert_eq!(target.frozen_until(), Some(now + 2 * SECOND));
+        for (left, then) in [
+            (4, Some(Instant::ZERO + SECOND)),
+            (3, Some(Instant::ZERO + 2 * SECOND)),
+            (2, Some(Instant::ZERO + 3 * SECOND)),
+            (1, None),
+        ] {
+            faults.turn(now, &mut target).unwrap();
+            assert_eq!((faults.list(now, &target).len(), faults.next()), (left, then));
+            now += SECOND;
+        }
+        assert_eq!(shown(&faults, now, &target), [("late=5ms".to_owned(), None)]);
+        assert_eq!(target.frozen_until(), None);
+        // The port is open again, or it could not be closed.
+        faults.add(now, &mut target, spec("port-closed")).unwrap();
+        faults.clear(now, &mut target).unwrap();
+        assert!(faults.list(now, &target).is_empty());
+    }
+
+    #[test]
+    fn there_are_64_at_most() {
+        let (mut faults, mut target) = (Faults::new(true, None), target());
+        for _ in 0..FAULTS_MAX {
+            faults.add(Instant::ZERO, &mut target, spec("busy")).unwrap();
+        }
+        assert!(faults.add(Instant::ZERO, &mut target, spec("busy")).is_err());
+        faults.clear(Instant::ZERO, &mut target).unwrap();
+        faults.add(Instant::ZERO, &mut target, spec("busy")).unwrap();
+    }
+}
