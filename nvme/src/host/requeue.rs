@@ -89,6 +89,14 @@ struct Waiting {
     status: Status,
 }
 
+/// The blocks of a write.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    nsid: u32,
+    lba: u64,
+    end: u64,
+}
+
 /// Where the controller stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Path {
@@ -123,8 +131,8 @@ pub(super) struct Store {
     write_hold: Hold,
     /// How many of `waiting` are not held.
     free: usize,
-    /// The writes among `waiting` that are held, while that is looked at.
-    held: Vec<usize>,
+    /// The writes among `waiting` that are held.
+    held: Vec<Span>,
     next: Option<Instant>,
 }
 
@@ -206,13 +214,18 @@ impl Store {
 
     /// Whether an I/O cannot be issued at once.
     pub(super) fn must_wait(&self, home: usize, io: &Io) -> bool {
-        let behind = |w: &Waiting| match (&w.accepted, w.hold) {
-            // For room on its qpair, which is as much due to those that were there before.
-            (Some(earlier), Hold::No) => usize::from(earlier.home % self.queues) == home,
-            (Some(earlier), _) => follows(io, &earlier.io),
-            (None, _) => false,
+        // Room on its qpair is as much due to those that were there before.
+        let first = |w: &Waiting| match &w.accepted {
+            Some(first) => w.hold == Hold::No && usize::from(first.home % self.queues) == home,
+            None => false,
         };
-        self.path != Path::Live || self.waiting.iter().any(behind)
+        let is_full = || self.free > 0 && self.waiting.iter().any(first);
+        self.path != Path::Live || is_full() || self.is_behind(io)
+    }
+
+    /// Whether an I/O must not overtake a write that is held.
+    fn is_behind(&self, io: &Io) -> bool {
+        io.op != IoOp::Read && self.held.iter().any(|held| held.is_before(io))
     }
 
     /// Whether what is accepted fails at once.
@@ -222,10 +235,7 @@ impl Store {
 
     /// Lets an accepted I/O wait.
     pub(super) fn push(&mut self, accepted: Accepted) {
-        let held = self.waiting.iter().filter(|w| w.hold != Hold::No);
-        let mut earlier = held.filter_map(|w| w.accepted.as_ref());
-        let is_behind = self.free < self.waiting.len()
-            && earlier.any(|earlier| follows(&accepted.io, &earlier.io));
+        let is_behind = self.is_behind(&accepted.io);
         self.insert(accepted, if is_behind { Hold::Behind } else { Hold::No });
         if is_behind || self.path != Path::Live {
             self.next = earliest(self.next, Some(self.fail_at));
@@ -234,6 +244,9 @@ impl Store {
 
     fn insert(&mut self, accepted: Accepted, hold: Hold) {
         assert!(self.waiting.len() < self.waiting.capacity(), "the counts bound what waits");
+        if hold != Hold::No && is_write(accepted.io.op) {
+            self.held.push(Span::of(&accepted.io));
+        }
         let accepted = Some(accepted);
         let (fail_at, status) = (self.fail_at, Status::HOST_PATHING_ERROR);
         self.waiting.push(Waiting { accepted, hold, fail_at, status });
@@ -335,19 +348,16 @@ impl Store {
         self.held.clear();
         for at in 0..self.waiting.len() {
             let w = &self.waiting[at];
-            let Some(Accepted { io, .. }) = w.accepted.as_ref().filter(|_| w.hold != Hold::No)
-            else {
-                continue;
-            };
             let is_over = match w.hold {
+                Hold::No => continue,
                 Hold::Until(until) => until <= now,
                 Hold::Behind => true,
-                Hold::No | Hold::Unknown => false,
+                Hold::Unknown => false,
             };
-            let mut earlier = self.held.iter().filter_map(|&at| self.waiting[at].accepted.as_ref());
-            let is_held = !is_over || earlier.any(|earlier| follows(io, &earlier.io));
+            let Some(Accepted { io, .. }) = &w.accepted else { continue };
+            let is_held = !is_over || self.is_behind(io);
             if is_held && is_write(io.op) {
-                self.held.push(at);
+                self.held.push(Span::of(io));
             }
             if is_over {
                 self.waiting[at].hold = if is_held { Hold::Behind } else { Hold::No };
@@ -416,19 +426,23 @@ fn hold_of_writes(
     }
 }
 
-/// Whether `later` must not overtake `earlier`, which is held.
-fn follows(later: &Io, earlier: &Io) -> bool {
-    if !is_write(earlier.op) {
-        return false;
+impl Span {
+    fn of(io: &Io) -> Self {
+        let end = io.lba.saturating_add(u64::from(io.blocks));
+        Self { nsid: io.nsid, lba: io.lba, end }
     }
-    if later.op == IoOp::Flush {
-        return later.nsid == earlier.nsid || later.nsid == ALL_NAMESPACES;
+
+    /// Whether `later` must not overtake a write of these blocks.
+    fn is_before(&self, later: &Io) -> bool {
+        let other = Self::of(later);
+        match later.op {
+            IoOp::Read => false,
+            IoOp::Flush => [self.nsid, ALL_NAMESPACES].contains(&later.nsid),
+            IoOp::Write { .. } | IoOp::WriteZeroes | IoOp::Deallocate => {
+                self.nsid == other.nsid && self.lba < other.end && other.lba < self.end
+            }
+        }
     }
-    let end = |io: &Io| io.lba.saturating_add(u64::from(io.blocks));
-    is_write(later.op)
-        && later.nsid == earlier.nsid
-        && later.lba < end(earlier)
-        && earlier.lba < end(later)
 }
 
 /// Whether blocks are changed.
