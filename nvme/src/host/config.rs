@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use moorline_stack::transport::ConnOptions;
 
+use super::ic::Ask;
 use crate::spec::DISCOVERY_NQN;
 
 /// Who the host is; the two always go together (NVMe Base, "Host Identifier").
@@ -37,6 +38,9 @@ pub struct HostLimits {
     pub probe_burst: u32,
     /// Such tests under way at once. Each holds a connection's buffers for `probe_timeout`.
     pub probes_under_way: u32,
+    /// Standby connections at once, of all controllers ([`CtrlConfig::standby`]). A target may
+    /// count them as strangers, and limit those.
+    pub standby: usize,
 }
 
 impl Default for HostLimits {
@@ -50,6 +54,7 @@ impl Default for HostLimits {
             probes_per_s: 1000,
             probe_burst: 64,
             probes_under_way: 256,
+            standby: 64,
         }
     }
 }
@@ -145,6 +150,14 @@ pub struct CtrlConfig {
     pub conn: ConnOptions,
     /// Whether and how it is tried again; `None`: it fails once, for good.
     pub reconnect: Option<Reconnect>,
+    /// Connections kept ready beside those in use, once the controller is live: TCP and ICReq
+    /// done, and nothing sent or received since. When a queue is lost, the next attempt takes
+    /// them, at once. At most as many as the controller has queues; 0: none.
+    ///
+    /// For targets that let a connection wait for its Connect: one that ends it after a time (ours
+    /// does, after 5 s) is learned, and the connection renewed before; one that ends it within 1 s
+    /// is asked less and less often.
+    pub standby: u16,
     /// Whether its I/O outlives the loss of its path; `None`: it ends with Host Pathing Error.
     pub requeue: Option<Requeue>,
 }
@@ -167,8 +180,13 @@ impl CtrlConfig {
             timeouts: Timeouts::default(),
             conn: ConnOptions::default(),
             reconnect: None,
+            standby: 0,
             requeue: None,
         }
+    }
+
+    pub(super) fn ask(&self) -> Ask {
+        Ask { hdgst: self.hdgst, ddgst: self.ddgst, hpda: self.hpda }
     }
 
     /// The defaults for the discovery service at an address: no I/O queues, KATO 0 (not

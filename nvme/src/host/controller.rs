@@ -170,9 +170,7 @@ impl Controller {
         let qid = self.qpairs.len() as u16;
         let mut qpair = Qpair::new(QpairConfig {
             queue_size,
-            hdgst: config.hdgst,
-            ddgst: config.ddgst,
-            hpda: config.hpda,
+            ask: config.ask(),
             icresp_timeout: config.timeouts.icresp,
             in_capsule_max,
         });

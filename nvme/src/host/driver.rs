@@ -17,6 +17,7 @@ use super::life::Life;
 use super::probe::Probes;
 use super::reach::{Addresses, Reach};
 use super::requeue::Store;
+use super::standby::{STANDBY, Standby};
 use super::table::SLOTS_MAX;
 use super::{
     AdminDone, Cause, CtrlConfig, CtrlId, Failure, Figures, HostIdentity, HostLimits, IoDone, Stage,
@@ -37,6 +38,7 @@ pub(super) struct Entry {
     /// Its I/O that waits, where it outlives a path; and whether it is in the refill list.
     pub requeue: Option<Store>,
     pub refill: bool,
+    pub standby: Standby,
     /// The place of its address.
     pub address: u32,
     /// Keep alives that had no answer when it was lost.
@@ -127,6 +129,7 @@ impl<T: Transport> Host<T> {
         self.entries[index] = Some(Entry {
             requeue: requeue.map(|r| Store::new(r, config.io_queues, config.queue_size)),
             refill: false,
+            standby: Standby::default(),
             life: Life::new(now, config.reconnect, seed),
             address: self.addresses.join(config.addr, index as u32),
             keep_alives_lost: 0,
@@ -178,6 +181,7 @@ impl<T: Transport> Host<T> {
         }
         entry.life.last();
         entry.ctrl.disconnect(now);
+        self.standby_drop(now, ctrl.index);
         self.close_store(now, ctrl.index);
         self.act(now, ctrl.index);
     }
@@ -214,6 +218,9 @@ impl<T: Transport> Host<T> {
             | Event::Closed(conn, _) => conn,
         };
         let Some(at) = self.owner(conn) else { return };
+        if at.qpair == STANDBY {
+            return self.standby_event(now, at.ctrl, conn, &event);
+        }
         let Some(entry) = &mut self.entries[at.ctrl as usize] else { return };
         let q = at.qpair as usize;
         match event {
@@ -375,16 +382,15 @@ impl<T: Transport> Host<T> {
         entry.conns.push(None);
         entry.dirty.push(false);
         entry.ready.push(false);
+        if self.standby_take(now, at) {
+            return;
+        }
         let Some(options) = self.conn_options(at.ctrl) else { return };
         let Some(entry) = &mut self.entries[at.ctrl as usize] else { return };
         match self.transport.connect(now, entry.ctrl.config.addr, &options) {
             Ok(conn) => {
                 entry.conns[q] = Some(conn);
-                let index = conn.index as usize;
-                if self.owners.len() <= index {
-                    self.owners.resize(index + 1, None);
-                }
-                self.owners[index] = Some((conn, at));
+                self.own(conn, at);
             }
             Err(error) => {
                 if let Some(reach) = Reach::of_error(error.kind()) {
@@ -394,6 +400,15 @@ impl<T: Transport> Host<T> {
                 entry.ctrl.connection_closed(now, q, cause);
             }
         }
+    }
+
+    /// Notes whose a connection is.
+    pub(super) fn own(&mut self, conn: ConnId, at: At) {
+        let index = conn.index as usize;
+        if self.owners.len() <= index {
+            self.owners.resize(index + 1, None);
+        }
+        self.owners[index] = Some((conn, at));
     }
 
     // Deadlines.
@@ -431,6 +446,7 @@ impl<T: Transport> Host<T> {
                 let counted = &mut entry.ctrl.keep_alive_figures;
                 entry.keep_alives_lost += self.figures.take_keep_alives(counted);
                 self.requeue_due(now, ctrl);
+                self.standby_due(now, ctrl);
                 self.go_on(now, ctrl);
                 self.mark(At { ctrl, qpair: 0 });
             }
@@ -481,6 +497,8 @@ impl Entry {
     /// The next deadline.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let waiting = self.requeue.as_ref().and_then(Store::poll_timeout);
+        let standby = self.standby.poll_timeout(self.standby_wanted());
+        let waiting = earliest(waiting, standby);
         earliest(waiting, earliest(self.ctrl.poll_timeout(), self.life.poll_timeout()))
     }
 }

@@ -16,6 +16,7 @@ use crate::pdu::{
 use crate::spec::opcode::FABRICS;
 use crate::spec::{Abort, Cqe, Direction, Sqe, Status};
 
+const MS: Duration = Duration::from_millis(1);
 pub(super) const BLOCK: usize = 512;
 pub(super) const BLOCKS: u64 = 8192;
 
@@ -68,6 +69,10 @@ pub(super) struct Knobs {
     /// Bytes of data of one C2HData PDU, and of one R2T.
     pub chunk: usize,
     pub corrupt_ddgst: bool,
+    /// How long a connection may wait for its Connect; then it is closed.
+    pub patience: Option<Duration>,
+    /// A Connect that comes later than at once is answered with RST.
+    pub forgets_waiters: bool,
     pub hook: Box<dyn FnMut(&Sqe) -> Hook>,
 }
 
@@ -98,6 +103,8 @@ impl Default for Knobs {
             stuck_sqhd: false,
             chunk: 16384,
             corrupt_ddgst: false,
+            patience: None,
+            forgets_waiters: false,
             hook: Box::new(|_| Hook::Serve),
         }
     }
@@ -131,6 +138,8 @@ pub(super) struct Executed {
 struct Conn {
     id: ConnId,
     association: u32,
+    /// When ICReq came.
+    greeted: Option<Instant>,
     decoder: Decoder,
     params: Params,
     out: Vec<u8>,
@@ -165,6 +174,8 @@ pub(super) struct Fake {
     late: Vec<Late>,
     /// Admin queues connected so far.
     pub associations: u32,
+    /// Connections accepted so far.
+    pub accepted: u32,
     pub executed: Vec<Executed>,
 }
 
@@ -187,6 +198,7 @@ impl Fake {
             now: Instant::ZERO,
             late: Vec::new(),
             associations: 0,
+            accepted: 0,
             executed: Vec::new(),
         }
     }
@@ -198,8 +210,38 @@ impl Fake {
 
     /// Resets the connection of a queue.
     pub(super) fn reset(&mut self, now: Instant, qid: u16) {
-        let conn = self.conns.iter().find(|conn| conn.qid == qid).unwrap().id;
+        let of = |conn: &&Conn| conn.qid == qid && conn.association > 0;
+        let conn = self.conns.iter().find(of).unwrap().id;
         self.pipe.reset(now, conn);
+    }
+
+    /// Connections that have said ICReq and no Connect.
+    pub(super) fn waiters(&self) -> usize {
+        self.conns.iter().filter(|conn| conn.is_waiter()).count()
+    }
+
+    /// Sends bytes to all of them.
+    pub(super) fn address_waiters(&mut self, bytes: &[u8]) {
+        for conn in self.conns.iter_mut().filter(|conn| conn.is_waiter()) {
+            conn.out.extend_from_slice(bytes);
+        }
+    }
+
+    /// When the next of them has waited for too long.
+    fn impatient_at(&self) -> Option<Instant> {
+        let patience = self.knobs.patience?;
+        let waiters = self.conns.iter().filter(|conn| conn.is_waiter());
+        waiters.filter_map(|conn| Some(conn.greeted? + patience)).min()
+    }
+
+    fn close_waiters(&mut self, now: Instant) {
+        let Some(patience) = self.knobs.patience else { return };
+        for conn in self.conns.iter_mut().filter(|conn| conn.is_waiter()) {
+            if conn.greeted.is_some_and(|greeted| greeted + patience <= now) {
+                conn.greeted = None;
+                self.pipe.close(now, conn.id);
+            }
+        }
     }
 
     /// Resets every connection.
@@ -256,7 +298,10 @@ impl Fake {
         self.pipe.turn(now);
         while let Some(event) = self.pipe.poll_event() {
             match event {
-                Event::Accepted { conn, .. } => self.conns.push(Conn::new(conn)),
+                Event::Accepted { conn, .. } => {
+                    self.accepted += 1;
+                    self.conns.push(Conn::new(conn));
+                }
                 Event::Readable(conn) => self.readable(conn),
                 Event::PeerClosed(conn) => self.pipe.close(now, conn),
                 Event::Closed(conn, _) => self.conns.retain(|c| c.id != conn),
@@ -265,6 +310,7 @@ impl Fake {
             }
         }
         self.late();
+        self.close_waiters(now);
         for conn in &mut self.conns {
             let sent = self.pipe.send(conn.id, &conn.out);
             conn.out.drain(..sent);
@@ -290,6 +336,7 @@ impl Fake {
     fn item(&mut self, conn: &mut Conn, item: Item<'_>) {
         match item {
             Item::Pdu(Pdu::ICReq(icreq)) => {
+                conn.greeted = Some(self.now);
                 let hdgst = self.knobs.grant_hdgst.unwrap_or(icreq.hdgst);
                 let params =
                     Params { hdgst: icreq.hdgst, ddgst: icreq.ddgst, pda: self.knobs.cpda };
@@ -401,6 +448,10 @@ impl Fake {
                 assert_eq!(data.len(), 1024);
                 if self.knobs.silent_connect {
                     return;
+                }
+                let waited = conn.greeted.is_some_and(|greeted| greeted + MS < self.now);
+                if self.knobs.forgets_waiters && waited {
+                    return self.pipe.reset(self.now, conn.id);
                 }
                 if let Some((status, dw0)) = self.knobs.refuse {
                     cqe = Cqe::new(sqe.cid.get(), status);
@@ -557,6 +608,7 @@ impl Conn {
         Self {
             id,
             association: 0,
+            greeted: None,
             decoder: Decoder::new(Role::Controller, Limits::default()),
             params: Params::default(),
             out: Vec::new(),
@@ -570,6 +622,10 @@ impl Conn {
             filling: None,
             capsule: None,
         }
+    }
+
+    fn is_waiter(&self) -> bool {
+        self.greeted.is_some() && self.association == 0
     }
 
     fn write(&mut self, cid: u16) -> &mut Write {
@@ -630,6 +686,7 @@ impl World {
     /// When something is to come.
     pub(super) fn next(&self) -> Option<Instant> {
         let late = self.fake.late.iter().map(|late| late.due).min();
+        let late = earliest(late, self.fake.impatient_at());
         earliest(earliest(self.host.poll_timeout(), self.fake.pipe.poll_timeout()), late)
     }
 

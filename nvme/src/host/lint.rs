@@ -57,6 +57,9 @@ pub enum LintError {
         /// The rule.
         why: &'static str,
     },
+    /// More standby connections than an attempt could take.
+    #[error("standby of {0} exceeds {1}: {2}")]
+    Standby(u16, u16, &'static str),
     /// A clock that stands still.
     #[error("clock factor of 0: the connection's clock would stand still; 1 is real time")]
     ClockFactor,
@@ -69,6 +72,7 @@ impl CtrlConfig {
     /// The first rule that is broken.
     pub fn lint(&self) -> Result<(), LintError> {
         self.lint_ranges()?;
+        self.lint_standby()?;
         self.lint_connect()?;
         self.lint_path()?;
         self.reconnect.iter().try_for_each(|reconnect| self.lint_reconnect(reconnect))?;
@@ -84,6 +88,18 @@ impl CtrlConfig {
         }
         if let Some(reconnect) = &mut self.reconnect {
             reconnect.probe_timeout = total.min(reconnect.probe_timeout);
+        }
+    }
+
+    /// Standby connections are for the queues of another attempt.
+    fn lint_standby(&self) -> Result<(), LintError> {
+        let (most, why) = match self.reconnect {
+            Some(_) => (self.io_queues.saturating_add(1), "a controller has no more queues"),
+            None => (0, "they are for a controller that is connected again"),
+        };
+        match self.standby > most {
+            true => Err(LintError::Standby(self.standby, most, why)),
+            false => Ok(()),
         }
     }
 
@@ -286,6 +302,20 @@ mod tests {
         assert!(probe.starts_with("reconnect probe_timeout of 3.001s exceeds connect timeout"));
         let flood = reconnect(|r| r.probe_interval = ms(9));
         assert!(flood.starts_with("reconnect probe_interval of 9ms is below 10ms"), "{flood}");
+    }
+
+    #[test]
+    fn standby_connections_are_no_more_than_an_attempt_takes() {
+        let standby = |standby, reconnect: Option<Reconnect>| {
+            told(|config| {
+                (config.standby, config.io_queues, config.reconnect) = (standby, 2, reconnect);
+            })
+        };
+        let again = Some(Reconnect::default());
+        assert_eq!(standby(3, again), "fine");
+        assert_eq!(standby(4, again), "standby of 4 exceeds 3: a controller has no more queues");
+        let none = standby(1, None);
+        assert!(none.starts_with("standby of 1 exceeds 0: they are for a controller that"));
     }
 
     #[test]

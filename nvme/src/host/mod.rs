@@ -17,6 +17,7 @@ mod events;
 mod failure;
 #[cfg(test)]
 mod fake;
+mod ic;
 mod info;
 mod io;
 mod keep_alive;
@@ -35,6 +36,9 @@ mod requeue_tests;
 mod set;
 #[cfg(test)]
 mod set_tests;
+mod standby;
+#[cfg(test)]
+mod standby_tests;
 mod status;
 mod table;
 #[cfg(test)]

@@ -25,22 +25,19 @@ use moorline_stack::time::earliest;
 
 use super::emission::Emission;
 use super::failure::{Cause, Stage};
+use super::ic::{Agreed, Ask};
 use super::table::{Grant, Table};
 use super::work::{Owner, Work, WorkDone};
 use crate::limits::ADMIN_IN_CAPSULE_BYTES_MAX;
 use crate::pdu::fes::offset;
-use crate::pdu::{
-    Data, Decoder, Fatal, HeaderBuf, ICReq, ICResp, Item, Limits, Params, Pdu, R2T, Role,
-};
+use crate::pdu::{Data, Decoder, Fatal, HeaderBuf, ICResp, Item, Limits, Params, Pdu, R2T, Role};
 use crate::spec::{Cqe, Direction, Status};
 
 /// What a qpair asks for when it is connected.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct QpairConfig {
     pub queue_size: u16,
-    pub hdgst: bool,
-    pub ddgst: bool,
-    pub hpda: u8,
+    pub ask: Ask,
     pub icresp_timeout: Duration,
     /// In-capsule data that this queue takes, bytes.
     pub in_capsule_max: u32,
@@ -137,10 +134,17 @@ impl Qpair {
     /// The TCP connection is established: ICReq goes out.
     pub(super) fn connected(&mut self, now: Instant) {
         let State::Tcp { .. } = self.state else { return };
-        let QpairConfig { hdgst, ddgst, hpda, icresp_timeout, .. } = self.config;
-        let icreq = ICReq { pfv: 0, hpda, hdgst, ddgst, maxr2t: 0 };
-        self.control = Some(HeaderBuf::encode(&Pdu::ICReq(icreq), &Params::default()));
-        self.state = State::IcSent { since: now, deadline: now + icresp_timeout };
+        self.control = Some(self.config.ask.icreq());
+        let deadline = now + self.config.icresp_timeout;
+        self.state = State::IcSent { since: now, deadline };
+    }
+
+    /// There is a connection on which ICResp has come, and nothing else: Connect goes out.
+    /// `decoder` has seen what it received.
+    pub(super) fn adopt(&mut self, now: Instant, decoder: Decoder, agreed: Agreed) {
+        assert!(matches!(self.state, State::Tcp { .. }), "in place of a TCP connection");
+        self.decoder = decoder;
+        self.send_connect(now, agreed);
     }
 
     /// Whether a work would be accepted while leaving `reserve` commands free.
@@ -210,20 +214,19 @@ impl Qpair {
         }
     }
 
-    /// Digests must be granted exactly as asked for, as Linux hosts demand too.
     fn icresp(&mut self, now: Instant, icresp: ICResp) -> Result<(), Fatal> {
         let State::IcSent { .. } = self.state else { return Err(Fatal::PduSequence) };
-        let QpairConfig { hdgst, ddgst, hpda, .. } = self.config;
-        if (icresp.hdgst, icresp.ddgst) != (hdgst, ddgst) {
-            return Err(Fatal::InvalidHeaderField(offset::DGST));
-        }
-        self.decoder.set_params(Params { hdgst, ddgst, pda: hpda });
-        self.params = Params { hdgst, ddgst, pda: icresp.cpda };
-        self.h2c_data_max = icresp.maxh2cdata;
+        let agreed = self.config.ask.agree(&mut self.decoder, icresp)?;
+        self.send_connect(now, agreed);
+        Ok(())
+    }
+
+    fn send_connect(&mut self, now: Instant, agreed: Agreed) {
+        self.params = agreed.params;
+        self.h2c_data_max = agreed.h2c_data_max;
         self.state = State::ConnectSent { since: now };
         let connect = self.connect.take().expect("start() left it here");
         self.submit(now, connect);
-        Ok(())
     }
 
     fn capsule_resp(&mut self, now: Instant, mut cqe: Cqe) -> Result<(), Fatal> {

@@ -117,6 +117,27 @@ impl Address {
         }
     }
 
+    /// Takes the place of one connection that nobody waits for: only where fewer than half a burst
+    /// are ahead, for those that somebody waits for go first.
+    ///
+    /// # Errors
+    /// When to ask again.
+    pub(super) fn admit_spare(
+        &mut self,
+        now: Instant,
+        per_s: u32,
+        burst: u32,
+    ) -> Result<(), Instant> {
+        let cost = Duration::from_secs(1) / per_s.max(1);
+        let ahead = self.admitted_to.since(now);
+        let most = cost * (burst / 2);
+        if ahead > most {
+            return Err(now + (ahead - most));
+        }
+        self.admitted_to = self.admitted_to.max(now) + cost;
+        Ok(())
+    }
+
     /// When `connections` may be started, now or later; the place is taken.
     pub(super) fn admit(
         &mut self,
@@ -223,6 +244,22 @@ mod tests {
             addresses.at(place).admit(later, 1, 1000, 64),
             later + Duration::from_millis(200 - 63)
         );
+    }
+
+    #[test]
+    fn spare_connections_wait_for_those_that_somebody_waits_for() {
+        let mut addresses = Addresses::default();
+        let place = addresses.join(address(), 0);
+        let now = Instant::from_nanos(5_000_000_000);
+        let address = addresses.at(place);
+        for _ in 0..100 {
+            address.admit(now, 1, 1000, 64);
+        }
+        let again = now + Duration::from_millis(100 - 32);
+        assert_eq!(address.admit_spare(now, 1000, 64), Err(again));
+        assert_eq!(address.admit_spare(again, 1000, 64), Ok(()));
+        let next = again + Duration::from_millis(1);
+        assert_eq!(address.admit_spare(again, 1000, 64), Err(next), "it took a place");
     }
 
     #[test]

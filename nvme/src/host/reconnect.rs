@@ -66,7 +66,7 @@ impl<T: Transport> Host<T> {
             return true;
         }
         let address = self.addresses.at(entry.address);
-        if address.reach.is_tested() && !entry.life.forced {
+        if address.reach.is_tested() && !entry.life.forced && !entry.standby.is_next() {
             entry.life.wait_until(None);
             entry.life.admitted = false;
             if address.tester.is_none() {
@@ -76,6 +76,10 @@ impl<T: Transport> Host<T> {
         }
         if !entry.life.admitted {
             let connections = 1 + u32::from(entry.ctrl.config.io_queues);
+            let connections = connections.saturating_sub(entry.standby.ready() as u32);
+            if connections == 0 {
+                return true;
+            }
             let (per_s, burst) = (self.limits.admission_per_s, self.limits.admission_burst);
             let at = address.admit(now, connections, per_s, burst);
             entry.life.admitted = true;
@@ -94,6 +98,8 @@ impl<T: Transport> Host<T> {
             entry.ctrl = Controller::new(now, old.id, old.config.clone(), old.names.clone());
         }
         entry.life.attempt(now);
+        self.standby_attempt(ctrl);
+        let Some(entry) = &mut self.entries[ctrl as usize] else { return };
         entry.ctrl.start(now);
         self.figures.attempts += 1;
         self.act(now, ctrl);
@@ -119,6 +125,8 @@ impl<T: Transport> Host<T> {
     pub(super) fn live(&mut self, now: Instant, ctrl: u32, after: Duration) {
         let Some(entry) = &mut self.entries[ctrl as usize] else { return };
         entry.life.live(now);
+        self.standby_live(now, ctrl);
+        let Some(entry) = &mut self.entries[ctrl as usize] else { return };
         let (id, address) = (entry.ctrl.id, entry.address);
         let place = self.addresses.at(address);
         place.live += 1;
@@ -156,6 +164,7 @@ impl<T: Transport> Host<T> {
             self.take_back(now, ctrl, ending(&failure));
         }
         self.attempt_ended(now, ctrl, was_live);
+        self.standby_of_lost(now, ctrl, was_live, &failure);
         if left {
             self.left(now, ctrl);
         }
@@ -233,6 +242,7 @@ impl<T: Transport> Host<T> {
     /// A controller is over: it has no part in its address any more, and nothing waits for it.
     fn leave(&mut self, now: Instant, ctrl: u32) {
         self.close_store(now, ctrl);
+        self.standby_drop(now, ctrl);
         let Some(entry) = &self.entries[ctrl as usize] else { return };
         if self.addresses.leave(entry.address, ctrl) {
             self.probes.clear(entry.address);

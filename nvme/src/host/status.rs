@@ -84,6 +84,8 @@ pub struct CtrlStatus {
     pub waiting: usize,
     /// Of these, writes that the old path may still execute.
     pub quiescing: usize,
+    /// Standby connections that are ready.
+    pub standby: usize,
 }
 
 /// Counters of a host since it was made.
@@ -113,6 +115,14 @@ pub struct Figures {
     pub probes_under_way_max: u32,
     /// Times that a node showed that it is there, other than by a connection.
     pub announcements: u64,
+    /// Standby connections now, those being made included.
+    pub standby: usize,
+    /// Standby connections begun, and taken by an attempt.
+    pub standby_opened: u64,
+    /// See `standby_opened`.
+    pub standby_taken: u64,
+    /// Standby connections that were not made, or ended before they were taken or renewed.
+    pub standby_lost: u64,
 }
 
 impl Figures {
@@ -177,6 +187,7 @@ impl<T: Transport> Host<T> {
             next_attempt,
             waiting: shown.waiting,
             quiescing: shown.quiescing,
+            standby: entry.standby.ready(),
         }
     }
 
