@@ -97,6 +97,8 @@ impl World {
                 self.host.turn(self.now);
                 self.events.extend(std::iter::from_fn(|| self.host.poll_event()));
                 self.host.flush(self.now);
+                let figures = self.host.figures();
+                assert_eq!((figures.deadlines_early, figures.deadlines_late), (0, 0));
             }
             End::Hung => run_tcp(self.host.transport_mut(), self.now),
             End::Frozen => {}

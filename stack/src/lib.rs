@@ -5,6 +5,7 @@
 //! deadlines and budgets that are ours. Nothing here blocks but [`Transport::wait`].
 #![forbid(unsafe_code)]
 
+pub mod buckets;
 pub mod deadlines;
 pub mod eth;
 pub mod icmp;

@@ -15,6 +15,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use crate::Instant;
+use crate::buckets::Buckets;
 
 /// Names a connection: its slot, and a generation so that a late use of a reused slot is noticed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -342,6 +343,11 @@ pub trait Transport {
         Vec::new()
     }
 
+    /// What turns came to; `None` from an engine that does not count it.
+    fn work(&self) -> Option<Work> {
+        None
+    }
+
     /// Counters since the engine was made.
     fn stats(&self) -> TransportStats;
 }
@@ -369,6 +375,21 @@ pub struct ConnReport {
     pub retransmits: u32,
     /// The last ICMP error about it: a hint.
     pub hint: Option<IcmpError>,
+}
+
+/// What the turns of an engine came to, since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Frames received in a turn.
+    pub rx_frames: Buckets,
+    /// Connections that had something to send, or were to be looked at, in a flush.
+    pub connections: Buckets,
+    /// Segments sent in a flush.
+    pub tx_segments: Buckets,
+    /// Deadlines of connections honoured in a turn where any was due.
+    pub deadlines: Buckets,
+    /// How much later than due such a deadline was honoured, microseconds.
+    pub deadline_late_us: Buckets,
 }
 
 /// What an engine has done since it was made. Payload copies are counted here, at the seam.

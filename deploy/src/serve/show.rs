@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use moorline_nvme::host::Host;
+use moorline_stack::buckets::Buckets;
 use moorline_stack::{Instant, Transport};
 use serde_json::{Value, json};
 
@@ -100,6 +101,20 @@ pub(crate) fn connections<T: Transport>(
 pub(super) fn figures<T: Transport>(held: &Held, host: &Host<T>) -> Value {
     let f = host.figures();
     let quantile = |q| held.turn_us.value_at_quantile(q);
+    let mut work = json!({
+        "events": buckets(&f.events_per_turn),
+        "pdus": buckets(&f.pdus_per_turn),
+        "deadlines": buckets(&f.deadlines_per_turn),
+        "qpairs": buckets(&f.qpairs_per_flush),
+    });
+    let mut tcp = Value::Null;
+    if let Some(w) = host.transport().work() {
+        work["rx_frames"] = buckets(&w.rx_frames);
+        work["tx_segments"] = buckets(&w.tx_segments);
+        work["connections"] = buckets(&w.connections);
+        work["tcp_deadlines"] = buckets(&w.deadlines);
+        tcp = buckets(&w.deadline_late_us);
+    }
     json!({
         "controllers": held.ctrls.len(),
         "attempts": f.attempts,
@@ -109,14 +124,13 @@ pub(super) fn figures<T: Transport>(held: &Held, host: &Host<T>) -> Value {
         "announcements": f.announcements,
         "keep_alives": f.keep_alives,
         "keep_alives_lost": f.keep_alives_lost,
-        "keep_alive_late_max_us": f.keep_alive_late_max.as_micros() as u64,
+        "keep_alive_late_us": buckets(&f.keep_alive_late_us),
         "deadlines": f.deadlines,
         "deadlines_early": f.deadlines_early,
-        "deadline_late_max_us": f.deadline_late_max.as_micros() as u64,
-        "work_per_turn_max": {
-            "events": f.events_per_turn_max,
-            "deadlines": f.deadlines_per_turn_max,
-        },
+        "deadlines_late": f.deadlines_late,
+        "deadline_late_us": buckets(&f.deadline_late_us),
+        "tcp_deadline_late_us": tcp,
+        "work_per_turn": work,
         "turns": held.turn_us.len(),
         "turn_us": {
             "p50": quantile(0.5),
@@ -124,6 +138,18 @@ pub(super) fn figures<T: Transport>(held: &Held, host: &Host<T>) -> Value {
             "p999": quantile(0.999),
             "max": held.turn_us.max(),
         },
+    })
+}
+
+/// A histogram: how many, quantiles, the largest, and the buckets themselves.
+fn buckets(buckets: &Buckets) -> Value {
+    json!({
+        "count": buckets.len(),
+        "p50": buckets.quantile(0.5),
+        "p99": buckets.quantile(0.99),
+        "p999": buckets.quantile(0.999),
+        "max": buckets.max(),
+        "counts": buckets.iter().map(|(_, count)| count).collect::<Vec<_>>(),
     })
 }
 

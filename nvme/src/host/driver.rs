@@ -51,6 +51,15 @@ pub(super) struct Entry {
     pub ready: Vec<bool>,
     /// What it has in the host's deadlines: no deadline of it is earlier.
     pub armed: Option<Instant>,
+    /// After how many judgements that was armed.
+    armed_in: u64,
+}
+
+/// When deadlines were judged last, and how often so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Judged {
+    now: Instant,
+    count: u64,
 }
 
 /// A host. A turn is [`Host::turn`], then the polls and submissions, then [`Host::flush`], then
@@ -78,6 +87,9 @@ pub struct Host<T: Transport> {
     /// Deadlines of controllers, and of the tests of addresses, by place.
     pub(super) deadlines: Deadlines,
     pub(super) probes: Probes,
+    judged: Judged,
+    /// PDUs received in this turn.
+    pdus: u64,
     pub(super) figures: Figures,
 }
 
@@ -101,6 +113,8 @@ impl<T: Transport> Host<T> {
             addresses: Addresses::default(),
             deadlines: Deadlines::default(),
             probes: Probes::new(&limits),
+            judged: Judged::default(),
+            pdus: 0,
             figures: Figures::default(),
         }
     }
@@ -139,6 +153,7 @@ impl<T: Transport> Host<T> {
             dirty: Vec::new(),
             ready: Vec::new(),
             armed: None,
+            armed_in: 0,
         });
         self.go_on(now, index as u32);
         Ok(id)
@@ -200,10 +215,12 @@ impl<T: Transport> Host<T> {
             events += 1;
             self.event(now, event);
         }
-        self.figures.events_per_turn_max = self.figures.events_per_turn_max.max(events);
-        if self.transport.is_caught_up() {
-            self.honour_deadlines(now);
-        }
+        let pdus = std::mem::take(&mut self.pdus);
+        let deadlines = match self.transport.is_caught_up() {
+            true => self.honour_deadlines(now),
+            false => 0,
+        };
+        self.figures.turn(events, pdus, deadlines);
     }
 
     fn event(&mut self, now: Instant, event: Event) {
@@ -268,6 +285,7 @@ impl<T: Transport> Host<T> {
             qpair.recv(now, bytes);
             bytes.len()
         });
+        self.pdus += qpair.take_pdus();
         if qpair.take_ack_wanted() {
             self.transport.ack(conn);
         }
@@ -427,13 +445,16 @@ impl<T: Transport> Host<T> {
             && entry.armed.is_none_or(|armed| deadline < armed)
         {
             entry.armed = Some(deadline);
+            entry.armed_in = self.judged.count;
             self.deadlines.set(ctrl, Some(deadline));
         }
     }
 
     /// Honours what is due, each controller's once at most: what is then due still is so in the
-    /// next turn, which comes at once.
-    fn honour_deadlines(&mut self, now: Instant) {
+    /// next turn, which comes at once. Returns how many.
+    fn honour_deadlines(&mut self, now: Instant) -> u32 {
+        let before = self.judged;
+        self.judged = Judged { now, count: before.count + 1 };
         let mut honoured = 0;
         for _ in 0..self.entries.len() {
             let Some(ctrl) = self.deadlines.pop_due(now) else { break };
@@ -441,7 +462,8 @@ impl<T: Transport> Host<T> {
             entry.armed = None;
             if let Some(deadline) = entry.poll_timeout().filter(|deadline| *deadline <= now) {
                 honoured += 1;
-                self.figures.honoured(now, deadline);
+                let is_late = deadline <= before.now && entry.armed_in < before.count;
+                self.figures.honoured(now, deadline, is_late);
                 entry.ctrl.handle_timeout(now);
                 let counted = &mut entry.ctrl.keep_alive_figures;
                 entry.keep_alives_lost += self.figures.take_keep_alives(counted);
@@ -457,12 +479,14 @@ impl<T: Transport> Host<T> {
             honoured += 1;
             self.probe(now, address);
         }
-        self.figures.deadlines_per_turn_max = self.figures.deadlines_per_turn_max.max(honoured);
+        honoured
     }
 
     /// Puts on the wire what was submitted, with one wakeup.
     pub fn flush(&mut self, now: Instant) {
         self.refill(now);
+        let qpairs = self.dirty_admin.len() + self.dirty_io.len();
+        self.figures.qpairs_per_flush.record(qpairs as u64);
         while let Some(at) = self.dirty_admin.pop_front() {
             self.emit(now, at);
         }

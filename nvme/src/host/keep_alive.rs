@@ -20,9 +20,9 @@ pub(super) const AERS_MAX: u8 = 4;
 /// What became of the keep alives since it was last looked at.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct KeepAliveFigures {
-    pub sent: u64,
+    /// One was, so much later than due. It is looked after each deadline.
+    pub sent: Option<Duration>,
     pub lost: u64,
-    pub late_max: Duration,
 }
 
 /// Keep alive (NVMe Base, "Keep Alive").
@@ -78,9 +78,7 @@ impl Controller {
         if self.qpairs[0].has_room(0) {
             self.keep_alive.outstanding = true;
             self.keep_alive.sent_at = now;
-            let figures = &mut self.keep_alive_figures;
-            figures.sent += 1;
-            figures.late_max = figures.late_max.max(now - due);
+            self.keep_alive_figures.sent = Some(now - due);
             self.qpairs[0].submit(now, Work::keep_alive(self.info.kato));
         }
     }

@@ -95,6 +95,8 @@ pub(super) struct Qpair {
     end: Option<End>,
     connect_response: Option<Cqe>,
     ack_wanted: bool,
+    /// PDUs received since it was last asked.
+    pdus: u64,
     /// When the newest of the commands that have completed was submitted.
     newest_done: Instant,
 }
@@ -120,6 +122,7 @@ impl Qpair {
             end: None,
             connect_response: None,
             ack_wanted: false,
+            pdus: 0,
             newest_done: Instant::ZERO,
         }
     }
@@ -187,7 +190,10 @@ impl Qpair {
                     self.data(chunk);
                     Ok(())
                 }
-                Ok(Some(Item::Pdu(pdu))) => self.pdu(now, pdu),
+                Ok(Some(Item::Pdu(pdu))) => {
+                    self.pdus += 1;
+                    self.pdu(now, pdu)
+                }
                 Ok(Some(Item::DataEnd { digest_ok })) => self.data_end(now, digest_ok),
                 Ok(None) => return,
                 Err(fatal) => Err(fatal),
@@ -546,6 +552,11 @@ impl Qpair {
     /// The answer to Connect, once.
     pub(super) fn take_connect_response(&mut self) -> Option<Cqe> {
         self.connect_response.take()
+    }
+
+    /// PDUs received since this was last asked.
+    pub(super) fn take_pdus(&mut self) -> u64 {
+        std::mem::take(&mut self.pdus)
     }
 
     /// The peer may wait for our ACK; asked once per data received.

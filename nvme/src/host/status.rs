@@ -5,6 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use moorline_stack::buckets::Buckets;
 use moorline_stack::{Instant, Transport};
 
 use super::bringup::Step;
@@ -97,16 +98,31 @@ pub struct Figures {
     pub keep_alives_lost: u64,
     /// How much later than due a keep alive was sent, at most.
     pub keep_alive_late_max: Duration,
+    /// The same of all of them, microseconds.
+    pub keep_alive_late_us: Buckets,
     /// Deadlines of controllers honoured.
     pub deadlines: u64,
     /// Of these, honoured before their time; always 0.
     pub deadlines_early: u64,
     /// How much later than due a deadline was honoured, at most.
     pub deadline_late_max: Duration,
+    /// The same of all of them, microseconds.
+    pub deadline_late_us: Buckets,
+    /// Of these, honoured later than in the first turn that began after they were due and had
+    /// taken in all that had arrived; always 0.
+    pub deadlines_late: u64,
     /// Events of the transport in one turn, at most.
     pub events_per_turn_max: u32,
     /// Deadlines honoured in one turn, at most.
     pub deadlines_per_turn_max: u32,
+    /// Events of the transport, of all turns.
+    pub events_per_turn: Buckets,
+    /// PDUs received, of all turns.
+    pub pdus_per_turn: Buckets,
+    /// Deadlines honoured, of turns where one was.
+    pub deadlines_per_turn: Buckets,
+    /// Qpairs that had something to send, of all flushes.
+    pub qpairs_per_flush: Buckets,
     /// Attempts to connect a controller.
     pub attempts: u64,
     /// Of these, tests of an address that is not reachable; and how many were under way at once.
@@ -127,19 +143,35 @@ pub struct Figures {
 
 impl Figures {
     /// A deadline is honoured.
-    pub(super) fn honoured(&mut self, now: Instant, deadline: Instant) {
+    pub(super) fn honoured(&mut self, now: Instant, deadline: Instant, is_late: bool) {
         self.deadlines += 1;
+        self.deadlines_late += u64::from(is_late);
+        self.deadline_late_us.record_us(now - deadline);
         self.deadlines_early += u64::from(now < deadline);
         self.deadline_late_max = self.deadline_late_max.max(now - deadline);
     }
 
     /// Takes over what a controller counted; how many had no answer.
     pub(super) fn take_keep_alives(&mut self, counted: &mut KeepAliveFigures) -> u64 {
-        let KeepAliveFigures { sent, lost, late_max } = std::mem::take(counted);
-        self.keep_alives += sent;
+        let KeepAliveFigures { sent, lost } = std::mem::take(counted);
         self.keep_alives_lost += lost;
-        self.keep_alive_late_max = self.keep_alive_late_max.max(late_max);
+        if let Some(late) = sent {
+            self.keep_alives += 1;
+            self.keep_alive_late_max = self.keep_alive_late_max.max(late);
+            self.keep_alive_late_us.record_us(late);
+        }
         lost
+    }
+
+    /// A turn took in so much, and honoured so many deadlines.
+    pub(super) fn turn(&mut self, events: u32, pdus: u64, deadlines: u32) {
+        self.events_per_turn_max = self.events_per_turn_max.max(events);
+        self.deadlines_per_turn_max = self.deadlines_per_turn_max.max(deadlines);
+        self.events_per_turn.record(events.into());
+        self.pdus_per_turn.record(pdus);
+        if deadlines > 0 {
+            self.deadlines_per_turn.record(deadlines.into());
+        }
     }
 }
 

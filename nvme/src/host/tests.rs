@@ -827,3 +827,17 @@ fn check(reads: &mut BTreeMap<u64, Vec<u8>>, done: IoDone) {
         assert!(block.iter().all(|byte| *byte == fill));
     }
 }
+
+#[test]
+fn a_deadline_that_a_turn_passed_over_is_counted_as_late() {
+    let mut world = World::new(1, PipeOptions::default());
+    let id = world.live(config());
+    let due = world.host.entry(id).poll_timeout().unwrap();
+    world.host.deadlines.set(id.index, None);
+    world.host.turn(due);
+    world.host.deadlines.set(id.index, Some(due));
+    world.host.turn(due + Duration::from_nanos(1));
+    assert_eq!(world.host.figures().deadlines_late, 1);
+    let pdus = world.host.figures().pdus_per_turn;
+    assert!(pdus.max() > 0 && pdus.len() > 3, "each turn is counted");
+}

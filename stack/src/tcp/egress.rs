@@ -28,11 +28,14 @@ pub(super) enum Share {
 impl Engine {
     /// Serves the connections touched in this turn.
     pub(super) fn flush<T: LinkTx>(&mut self, now: Instant, tx: &mut T) {
+        let before = self.counters.segments;
+        self.work.connections.record(self.touched.len() as u64);
         for at in 0..self.touched.len() {
             let index = self.touched[at];
             let Some(conn) = self.slots.at_mut(index).filter(|conn| conn.touched) else { continue };
             conn.share = serve(&mut self.stack, &mut self.counters, now, tx, conn, self.reserve);
         }
+        self.work.tx_segments.record(self.counters.segments - before);
     }
 
     /// Sets the deadlines of those that were served, and keeps those that have more. To be called
@@ -112,6 +115,7 @@ fn send<T: LinkTx>(
         let (seq_max, retransmits) = (conn.seq_max, conn.retransmits);
         let Some(segment) = stack.egress(now, tx, conn, reserve) else { return Share::Done };
         let fresh = conn.on_sent(&segment);
+        counters.segments += 1;
         counters.tx_bytes += fresh;
         counters.copied_out_bytes += u64::from(segment.payload_bytes) * counters.copies(&segment);
         counters.retransmits += u64::from(conn.retransmits - retransmits);

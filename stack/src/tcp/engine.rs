@@ -20,7 +20,7 @@ use super::stack::Stack;
 use crate::deadlines::Deadlines;
 use crate::limiter::TokenBucket;
 use crate::segment::Segment;
-use crate::transport::{Cause, Stage};
+use crate::transport::{Cause, Stage, Work};
 use crate::{Instant, LinkTx};
 
 /// Deadlines honoured in one turn.
@@ -38,6 +38,8 @@ pub(super) struct Counters {
     pub copied_out_bytes: u64,
     pub retransmits: u64,
     pub syns: u64,
+    /// Segments sent.
+    pub segments: u64,
     /// The longest frame that the link does not copy once more.
     pub linear_frame_max: usize,
 }
@@ -57,6 +59,7 @@ pub(super) struct Engine {
     pub resting: Resting,
     pub deadlines: Deadlines,
     pub touched: VecDeque<u32>,
+    pub work: Work,
     pub challenges: TokenBucket,
     pub resets: TokenBucket,
     pub hints: TokenBucket,
@@ -80,6 +83,7 @@ impl Engine {
             resting: Resting::new(keyed),
             deadlines: Deadlines::default(),
             touched: VecDeque::new(),
+            work: Work::default(),
             challenges: TokenBucket::default(),
             resets: TokenBucket::default(),
             hints: TokenBucket::default(),
@@ -168,9 +172,16 @@ impl Engine {
     /// Honours what is due. A frame that waits may be the very thing that a deadline misses: to be
     /// called when none does that arrived before.
     pub(super) fn expire<T: LinkTx>(&mut self, now: Instant, tx: &mut T) {
+        let mut honoured = 0;
         for _ in 0..DEADLINES_PER_TURN {
-            let Some(index) = self.deadlines.pop_due(now) else { return };
+            let due = self.deadlines.next();
+            let Some(index) = self.deadlines.pop_due(now) else { break };
+            honoured += 1;
+            self.work.deadline_late_us.record_us(now.since(due.unwrap_or(now)));
             self.expire_one(now, tx, index);
+        }
+        if honoured > 0 {
+            self.work.deadlines.record(honoured);
         }
     }
 

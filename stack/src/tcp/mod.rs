@@ -32,7 +32,7 @@ use crate::neighbour::{NeighbourOptions, Neighbours};
 use crate::route::{Cidr, Routes};
 use crate::time::earliest;
 use crate::transport::{
-    ConnOptions, ConnReport, Event, IcmpError, ListenOptions, Transport, TransportStats,
+    ConnOptions, ConnReport, Event, IcmpError, ListenOptions, Transport, TransportStats, Work,
 };
 use crate::{ConnId, Instant, Link, LinkTx};
 
@@ -341,6 +341,7 @@ impl<L: Link> Transport for Tcp<L> {
             let Some(event) = lane.neighbours.poll_event() else { break };
             engine.neighbour_event(now, lane, event);
         }
+        self.engine.work.rx_frames.record(received as u64);
         self.behind = match received {
             RX_FRAMES_PER_TURN.. if self.behind < TURNS_TO_CATCH_UP => self.behind + 1,
             _ => 0,
@@ -464,6 +465,10 @@ impl<L: Link> Transport for Tcp<L> {
             hint: info.hint,
         };
         conns.take(max).map(report).collect()
+    }
+
+    fn work(&self) -> Option<Work> {
+        Some(self.engine.work)
     }
 
     fn stats(&self) -> TransportStats {

@@ -228,6 +228,8 @@ impl<T: Transport> Reactor<T> {
             "keep_alives": f.keep_alives,
             "ka_late_max_us": f.keep_alive_late_max.as_micros() as u64,
             "deadlines": f.deadlines, "deadlines_early": f.deadlines_early,
+            "deadlines_late": f.deadlines_late,
+            "deadline_late_us_p999": f.deadline_late_us.quantile(0.999),
             "deadline_late_max_us": f.deadline_late_max.as_micros() as u64,
             "events_per_turn_max": f.events_per_turn_max,
             "deadlines_per_turn_max": f.deadlines_per_turn_max, "attempts": f.attempts,
