@@ -268,13 +268,21 @@ mod tests {
     fn the_scenarios_that_we_have_can_be_read() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/rig/scenarios");
         let mut read = 0;
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
+        let paths = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        for path in paths.filter(|path| path.extension().is_some_and(|ext| ext == "toml")) {
             let scenario = Scenario::load(&path).unwrap();
             assert_eq!(Some(scenario.name.as_str()), path.file_stem().unwrap().to_str());
             read += 1;
         }
         assert!(read >= 1);
+    }
+
+    #[test]
+    fn the_one_that_is_explained_can_be_read() {
+        let text = include_str!("../../../tests/rig/scenarios/README.md");
+        let (_, rest) = text.split_once("```toml\n").unwrap();
+        let scenario = Scenario::parse(rest.split_once("```").unwrap().0).unwrap();
+        assert_eq!(scenario.expect.ctl_p90_us_max, Some(10_000));
     }
 
     #[test]

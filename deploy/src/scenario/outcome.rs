@@ -422,6 +422,9 @@ pub fn table(report: &Value) -> String {
             outage["dead_us"].as_f64().unwrap_or(f64::NAN) / 1e6,
         );
     }
+    for (reason, times) in dead["reasons"].as_object().into_iter().flatten() {
+        let _ = writeln!(text, "  {times:>4} times  {reason}");
+    }
     for check in report["expectations"].as_array().into_iter().flatten() {
         let name = check["name"].as_str().unwrap_or_default();
         let word = if check["pass"] == true { "ok" } else { "MISSED" };

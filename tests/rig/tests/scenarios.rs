@@ -57,3 +57,10 @@ fn a_flapping_link_loses_and_repeats_no_write() {
     let Some(report) = verified("flap") else { return };
     assert_eq!(report["outages"][0]["lost"], 7, "{report:#}");
 }
+
+#[test]
+fn targets_that_exit_are_killed_or_cut_off_lose_and_repeat_no_write() {
+    let Some(report) = verified("restart-verify") else { return };
+    let lost = report["outages"].as_array().unwrap().iter().all(|outage| outage["lost"] == 7);
+    assert!(lost, "{report:#}");
+}

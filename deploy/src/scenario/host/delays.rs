@@ -6,8 +6,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-/// Run delays since a mark.
-#[derive(Debug)]
+/// Run delays since a mark; by default of nobody.
+#[derive(Debug, Default)]
 pub struct Delays {
     host: Delay,
     target: Delay,
@@ -69,7 +69,7 @@ fn softirqs() -> Vec<String> {
 }
 
 /// The run delay of a thread, since a mark.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Delay {
     schedstat: Option<File>,
     marked: u64,

@@ -84,11 +84,11 @@ impl Gap {
 }
 
 impl Load {
-    /// `depth` reads under way; the target is process `target_pid`.
+    /// `depth` reads under way.
     ///
     /// # Errors
     /// When there is no memory.
-    pub fn new(now: Instant, depth: u16, target_pid: Option<u32>) -> Result<Self> {
+    pub fn new(now: Instant, depth: u16, delays: Delays) -> Result<Self> {
         let depth = usize::from(depth);
         let mut arena = Arena::new(depth * BS);
         let mut idle = Vec::with_capacity(depth);
@@ -106,7 +106,7 @@ impl Load {
             gap: Duration::ZERO,
             gap_less_delay: Duration::ZERO,
             longest: None,
-            delays: Delays::new(target_pid),
+            delays,
             retransmits: 0,
             busy: Busy::default(),
             next_delay: now,
@@ -197,5 +197,57 @@ impl Load {
         (self.gap, self.gap_less_delay) = (Duration::ZERO, Duration::ZERO);
         self.next_tick = now + TICK;
         Some(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moorline_nvme::host::CtrlId;
+    use moorline_nvme::spec::Status;
+
+    use super::*;
+
+    fn at(us: u64) -> Instant {
+        Instant::from_nanos(us * 1000)
+    }
+
+    /// Reads that end at these microseconds, each with the length of its turn; then the tick.
+    fn play(ends: &[(u64, u64)]) -> Value {
+        let mut load = Load::new(at(1), 1, Delays::default()).unwrap();
+        for &(end, turn) in ends {
+            let io = load.next_io(8).expect("one at a time");
+            let (ctrl, submitted) = (CtrlId { index: 0, generation: 0 }, at(end - 20));
+            let (tag, status) = (io.tag, Status::SUCCESS);
+            let done = IoDone { ctrl, qpair: 0, tag, status, buf: io.buf, submitted };
+            load.turn_begins(Duration::from_micros(3));
+            load.ended(at(end), done, || 2);
+            load.turn_ended(Duration::from_micros(turn));
+            assert!(load.tick(at(end), || 0).is_none());
+        }
+        load.tick(load.next_tick, || 0).expect("it is over")
+    }
+
+    #[test]
+    fn the_longest_gap_is_told_with_what_went_on_in_it() {
+        let mut ends = vec![(100, 10), (200, 500), (9200, 10)];
+        ends.extend((10..=249).map(|ms| (ms * 1000 + 500, 700)));
+        let tick = play(&ends);
+        assert_eq!((&tick["ios"], &tick["gap_us"]), (&json!(243), &json!(9000)));
+        let longest = &tick["gap"];
+        assert_eq!(longest["gap_less_run_delay_us"], 9000);
+        assert_eq!((&longest["turn_us"], &longest["between_turns_us"]), (&json!(500), &json!(3)));
+        assert_eq!(longest["retransmits"], 2);
+    }
+
+    #[test]
+    fn a_gap_that_has_not_ended_when_the_tick_does_counts() {
+        assert_eq!(play(&[(100, 10)])["gap"]["gap_us"], 249_901);
+    }
+
+    #[test]
+    fn short_gaps_are_not_looked_at() {
+        let ends: Vec<_> = (1..=250).map(|ms| (ms * 1000 - 500, 10)).collect();
+        let tick = play(&ends);
+        assert_eq!((&tick["gap"], &tick["gap_us"]), (&Value::Null, &json!(1000)));
     }
 }

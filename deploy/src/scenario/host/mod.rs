@@ -7,6 +7,7 @@ mod delays;
 mod load;
 mod reactor;
 mod shadow;
+mod tally;
 mod verify;
 
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ use moorline_stack::transport::ConnOptions;
 use moorline_stack::{Instant, Transport};
 use serde_json::json;
 
+use self::delays::Delays;
 use self::load::Load;
 pub use self::reactor::READ_BACK_TIMEOUT;
 use self::reactor::Reactor;
@@ -178,7 +180,7 @@ impl Job for RigHost<'_> {
                 None => host.connect(now, config)?,
             });
         }
-        let load = Load::new(now, self.args.iodepth, self.args.target_pid)?;
+        let load = Load::new(now, self.args.iodepth, Delays::new(self.args.target_pid))?;
         let verifies = self.verifies()?;
         let reactor = Reactor::new(host, ctrls, self.args.healthy, load, verifies, self.control)?;
         reactor.until(&self.stop, &self.orphaned, self.args.lane.poll)

@@ -13,8 +13,9 @@ use moorline_stack::{Instant, Transport};
 use serde_json::json;
 
 use super::load::Load;
+use super::tally::Tally;
 use super::us;
-use super::verify::{Tally, Verify};
+use super::verify::Verify;
 use crate::cli::PollMode;
 use crate::out;
 use crate::serve::control::Control;

@@ -14,14 +14,12 @@ use moorline_nvme::spec::status::sct;
 use moorline_stack::Instant;
 use moorline_stack::mem::{Arena, IoBuf};
 use moorline_stack::rng::Rng;
-use serde_json::{Value, json};
 
 use super::shadow::{BLOCK, Found, Mark, Shadow};
+use super::tally::Tally;
 
 /// Bits of a tag that name the slot; the others count commands.
 const SLOT_BITS: u32 = 8;
-/// Findings that are told in words.
-const TOLD_MAX: usize = 8;
 
 /// How controllers whose target comes and goes are loaded.
 #[derive(Clone, Copy, Debug)]
@@ -83,28 +81,6 @@ pub struct Verify {
     /// Blocks that were read then.
     read: u32,
     tally: Tally,
-}
-
-/// What loads have come to.
-#[derive(Clone, Debug, Default)]
-pub struct Tally {
-    reads: u64,
-    writes: u64,
-    wrong: u64,
-    lost: u64,
-    repeated: u64,
-    /// Commands that the host took, and ends that it told.
-    submitted: u64,
-    completed: u64,
-    /// Ends of commands that had ended, or never begun.
-    double: u64,
-    /// Ends with the path.
-    path_errors: u64,
-    /// Ends with any other error.
-    errors: u64,
-    /// Blocks that were not read in the end.
-    unread: u64,
-    told: Vec<String>,
 }
 
 impl Verify {
@@ -263,7 +239,7 @@ impl Verify {
             self.again.push_back(slot);
         } else {
             self.tally.errors += 1;
-            self.tell(format!("{what:?}: {status}"));
+            self.tally.tell(format!("{what:?}: {status}"));
             if let What::Read { block, .. } = what {
                 self.shadow.read_failed(block);
             }
@@ -290,14 +266,8 @@ impl Verify {
                 };
                 *count += 1;
                 let told = self.shadow.tell(block, bytes);
-                self.tell(told);
+                self.tally.tell(told);
             }
-        }
-    }
-
-    fn tell(&mut self, what: String) {
-        if self.tally.told.len() < TOLD_MAX {
-            self.tally.told.push(what);
         }
     }
 
@@ -308,38 +278,10 @@ impl Verify {
     }
 }
 
-impl Tally {
-    /// Takes in what another came to.
-    pub fn add(&mut self, other: Self) {
-        self.reads += other.reads;
-        self.writes += other.writes;
-        self.wrong += other.wrong;
-        self.lost += other.lost;
-        self.repeated += other.repeated;
-        self.submitted += other.submitted;
-        self.completed += other.completed;
-        self.double += other.double;
-        self.path_errors += other.path_errors;
-        self.errors += other.errors;
-        self.unread += other.unread;
-        self.told.extend(other.told);
-        self.told.truncate(TOLD_MAX);
-    }
-
-    /// For the report: each read checks a block.
-    pub fn report(&self) -> Value {
-        json!({
-            "blocks": self.reads, "mismatches": self.wrong, "lost": self.lost,
-            "repeated": self.repeated, "writes": self.writes, "unread": self.unread,
-            "submitted": self.submitted, "completed": self.completed, "double": self.double,
-            "missing": (self.submitted + self.double).saturating_sub(self.completed),
-            "path_errors": self.path_errors, "errors": self.errors, "told": self.told,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     const OPTIONS: VerifyOptions =
