@@ -48,7 +48,7 @@ pub enum Command {
         in deploy/CTL.md."
     )]
     Serve(serve::ServeArgs),
-    /// Ask a running `moorline serve`, and tell it what to do.
+    /// Ask a running `moorline serve`, or `target --ctl`, and tell it what to do.
     Ctl(ctl::CtlArgs),
     /// List the subsystems that a discovery controller knows.
     Discover(discover::DiscoverArgs),

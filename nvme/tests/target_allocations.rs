@@ -9,7 +9,7 @@ use moorline_nvme::host::{
     CtrlConfig, CtrlId, Host, HostEvent, HostIdentity, HostLimits, Io, IoDone, IoOp,
 };
 use moorline_nvme::spec::Status;
-use moorline_nvme::target::{Subsystem, Target, TargetConfig};
+use moorline_nvme::target::{Fault, FaultScope, Hold, Subsystem, Target, TargetConfig};
 use moorline_stack::mem::{Arena, IoBuf};
 use moorline_stack::pipe::{Pipe, PipeOptions};
 use moorline_stack::time::Duration;
@@ -98,5 +98,24 @@ fn nothing_is_allocated_per_io() {
             }
         }
     }
+    assert_eq!(pair.allocations, 0);
+
+    // Nor where there are faults, met by these commands or not.
+    let late = Fault::Late(Duration::from_micros(4));
+    let elsewhere = FaultScope { port: Some(1), ..FaultScope::default() };
+    let faults = [(late, FaultScope::default()), (Fault::Hold(Hold::Io), elsewhere)];
+    for (name, (fault, scope)) in (1..).zip(faults) {
+        pair.target.add_fault(pair.now, name, fault, scope).unwrap();
+    }
+    for round in 0..8 {
+        if round == 4 {
+            pair.allocations = 0;
+        }
+        for blocks in [1, 256] {
+            buf = pair.io(ctrl, 1, IoOp::Write { fua: false }, blocks, buf);
+            buf = pair.io(ctrl, 1, IoOp::Read, blocks, buf);
+        }
+    }
+    assert!(pair.target.fault_hits(1) >= 32);
     assert_eq!(pair.allocations, 0);
 }

@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Options of `ctl`.
 #[derive(Args, Clone, Debug)]
 pub struct CtlArgs {
-    /// The control socket of `moorline serve`.
+    /// The control socket of `moorline serve`, or of `moorline target --ctl PATH`.
     #[arg(long, value_name = "PATH", default_value = SOCKET, global = true)]
     pub socket: PathBuf,
     /// Print JSON, one line (of `events`: one a line).

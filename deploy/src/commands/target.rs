@@ -296,6 +296,10 @@ impl Job for Serve<'_> {
         teller.ready(&self.addrs)?;
         let poll = self.args.lane.poll;
         serve(&mut target, poll, &self.stop, &mut self.faults, &mut self.ctl)?;
+        if target.frozen_until().is_some() {
+            // Who is asked to end does.
+            self.faults.clear(Instant::monotonic(), &mut target)?;
+        }
         end(&mut target)?;
         teller.end(&target.stats())
     }

@@ -2,15 +2,17 @@
 //! own deadline with the failure that says what was awaited, and the host is back when the fault
 //! is gone.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use moorline_stack::pipe::PipeOptions;
+use moorline_stack::rng::Rng;
 use moorline_stack::transport::{Cause as TcpCause, Stage as TcpStage};
 
 use super::tests::{Pair, config, io, ms};
 use super::{Fault, FaultScope, Hold, TargetConfig};
 use crate::host::{
-    Cause, CtrlConfig, CtrlId, Failure, HostEvent, Io, IoOp, Reconnect, Stage, Timeouts,
+    Cause, CtrlConfig, CtrlId, CtrlState, Failure, HostEvent, Io, IoOp, Reconnect, Stage, Timeouts,
 };
 use crate::pdu::{Fatal, TermReq};
 use crate::spec::Status;
@@ -394,4 +396,90 @@ fn a_share_is_drawn_from_its_seed_and_only_a_listeners_commands_meet_it() {
     assert_eq!(held(1, None).0, late);
     assert_ne!(held(2, None).0, late);
     assert_eq!(held(1, Some(PORT + 1)).1, 0);
+}
+
+/// A fault of any kind, as the dice fall.
+fn any(rng: &mut Rng) -> (Fault, FaultScope) {
+    let time = Duration::from_micros(rng.below(2_000_000));
+    let hold =
+        [Hold::IcReq, Hold::Connect, Hold::Property, Hold::KeepAlive, Hold::Io, Hold::Completions]
+            [rng.below(6) as usize];
+    let fault = [
+        Fault::PortClosed,
+        Fault::Reset,
+        Fault::WithholdWindow,
+        Fault::Hold(hold),
+        Fault::Late(time / 8),
+        Fault::CloseMidPdu,
+        Fault::Freeze(time),
+        Fault::FlipDigest,
+        Fault::WrongDatao,
+        Fault::TermReq(rng.below(8) as u16),
+        Fault::Busy,
+    ][rng.below(11) as usize];
+    let share = [1.0, 0.5, 0.1][rng.below(3) as usize];
+    (fault, FaultScope { port: None, share, seed: rng.bits() })
+}
+
+/// A read or a write of a few blocks, or what has no data.
+fn any_io(rng: &mut Rng, pair: &mut Pair, tag: u64) -> Io {
+    let blocks = [1, 16, 100, 600][rng.below(4) as usize];
+    let (op, moves) = [
+        (IoOp::Read, true),
+        (IoOp::Write { fua: false }, true),
+        (IoOp::Flush, false),
+        (IoOp::WriteZeroes, false),
+    ][rng.below(4) as usize];
+    let buf = moves.then(|| pair.buf(blocks as usize * 512, tag as u8));
+    Io { tag, ..io(op, 1, rng.below(1000), blocks, buf) }
+}
+
+#[test]
+fn whatever_mixture_of_faults_comes_and_goes_each_io_ends_once_and_the_controller_is_back() {
+    for seed in 0..40 {
+        let mut rng = Rng::new(seed);
+        let pipe = PipeOptions { cut_max: 3000, ..PipeOptions::default() };
+        let mut pair = Pair::new(seed, pipe, TargetConfig::default());
+        let timeouts = Timeouts { io: ms(300), admin: ms(300), ..Timeouts::default() };
+        let (hdgst, ddgst) = (rng.chance(0.5), rng.chance(0.5));
+        let sq_flow_control = rng.chance(0.5);
+        let reconnect = Some(Reconnect::default());
+        let kato = ms(1000);
+        let config =
+            CtrlConfig { timeouts, reconnect, kato, hdgst, ddgst, sq_flow_control, ..config() };
+        let ctrl = pair.connect(config);
+        let (mut tag, mut open) = (0, BTreeSet::new());
+        for name in 0..60 {
+            if rng.chance(0.5) {
+                let (fault, scope) = any(&mut rng);
+                pair.target.add_fault(pair.now, name, fault, scope).unwrap();
+            } else {
+                let name = rng.below(name + 1);
+                pair.target.remove_fault(pair.now, name).unwrap();
+            }
+            for _ in 0..rng.below(8) {
+                let io = any_io(&mut rng, &mut pair, tag);
+                if pair.host.submit(pair.now, ctrl, 0, io).is_ok() {
+                    open.insert(tag);
+                }
+                tag += 1;
+            }
+            pair.run_for(Duration::from_micros(rng.below(300_000)));
+            while pair.host.poll_event().is_some() {}
+            while let Some(done) = pair.host.poll_io() {
+                assert!(open.remove(&done.tag), "{seed}: {} ended twice", done.tag);
+            }
+        }
+        for name in 0..60 {
+            pair.target.remove_fault(pair.now, name).unwrap();
+        }
+        assert!(pair.target.core.faults.is_none());
+        pair.run_for(ms(5000));
+        while let Some(done) = pair.host.poll_io() {
+            assert!(open.remove(&done.tag), "{seed}: {} ended twice", done.tag);
+        }
+        assert!(open.is_empty(), "{seed}: {open:?}");
+        assert_eq!(pair.host.status(ctrl).state, CtrlState::Live, "{seed}");
+        pair.works(ctrl);
+    }
 }
