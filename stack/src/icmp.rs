@@ -1,4 +1,4 @@
-//! Echo replies, errors about TCP segments, and what ND shares with them: checksums, IPv6 headers.
+//! Echo requests and replies, errors about TCP segments, and what ND shares with them: checksums, IPv6 headers.
 //!
 //! Anyone can provoke an answer, so callers put a [`crate::limiter::TokenBucket`] before it; and
 //! anyone can send an error, so callers believe only what quotes a segment on its way (RFC 5927
@@ -38,6 +38,52 @@ pub fn echo_reply(request: &Datagram<'_>, out: &mut [u8]) -> Option<usize> {
     message[0] = reply;
     fill_checksum(src, dst, message);
     Some(header + len)
+}
+
+/// What tells echo requests and their replies apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Echo {
+    /// Identifier.
+    pub id: u16,
+    /// Sequence number.
+    pub seq: u16,
+    /// The data: what nobody can know who has not seen the request.
+    pub token: u64,
+}
+
+/// Bytes of an echo request of ours, at most.
+pub const ECHO_LEN_MAX: usize = IPV6_HEADER_LEN + 16;
+
+/// Writes an echo request to the front of `out` and returns its length.
+///
+/// # Panics
+/// When `out` is shorter than [`ECHO_LEN_MAX`], or the addresses are of two families.
+pub fn echo_request(src: IpAddr, dst: IpAddr, echo: Echo, out: &mut [u8]) -> usize {
+    let (kind, protocol) = match src {
+        IpAddr::V4(_) => (8, protocol::ICMPV4),
+        IpAddr::V6(_) => (128, protocol::ICMPV6),
+    };
+    let header = write_ip_header(src, dst, protocol, 16, out).expect("as documented");
+    let message = &mut out[header..header + 16];
+    message[..4].copy_from_slice(&[kind, 0, 0, 0]);
+    message[4..6].copy_from_slice(&echo.id.to_be_bytes());
+    message[6..8].copy_from_slice(&echo.seq.to_be_bytes());
+    message[8..].copy_from_slice(&echo.token.to_be_bytes());
+    fill_checksum(src, dst, message);
+    header + 16
+}
+
+/// Reads a reply to an echo request like ours.
+pub fn echoed(datagram: &Datagram<'_>) -> Option<Echo> {
+    let reply = if datagram.dst.is_ipv4() { 0 } else { 129 };
+    let message: &[u8; 16] = datagram.message.try_into().ok()?;
+    if message[..2] != [reply, 0] || !checksum_ok(datagram) {
+        return None;
+    }
+    let (head, token) = message.split_at(8);
+    let word = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
+    let token = u64::from_be_bytes(token.try_into().expect("16 is twice 8"));
+    Some(Echo { id: word(4), seq: word(6), token })
 }
 
 /// An ICMP error about a TCP segment that we sent.

@@ -7,6 +7,7 @@
 
 pub mod buckets;
 pub mod deadlines;
+pub mod echo;
 pub mod eth;
 pub mod icmp;
 pub mod kernel;

@@ -8,6 +8,7 @@
 mod net;
 
 use std::cell::{Ref, RefCell, RefMut};
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
@@ -15,6 +16,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::Instant;
+use crate::time::earliest;
 use crate::transport::{ConnId, ConnOptions, Event, ListenOptions, Transport, TransportStats};
 
 use net::Net;
@@ -36,6 +38,8 @@ pub struct PipeOptions {
     pub blackhole: bool,
     /// The same, for the connections made to one of these addresses only.
     pub dark: Vec<SocketAddr>,
+    /// Nodes answer echo requests, unless they are dark.
+    pub echoes: bool,
     /// The window never exceeds this, whatever the receive buffer.
     pub window_max: usize,
     /// Connections that one end can hold.
@@ -52,6 +56,7 @@ impl Default for PipeOptions {
             reset: 0.0,
             blackhole: false,
             dark: Vec::new(),
+            echoes: true,
             window_max: usize::MAX,
             conns_max: 4096,
         }
@@ -65,13 +70,27 @@ pub struct Pipe {
     end: usize,
     net: Rc<RefCell<Net>>,
     acks: u64,
+    /// Answers to echo requests on their way.
+    echoes: VecDeque<(Instant, IpAddr)>,
+    /// Echo requests sent.
+    asked: u64,
+    /// Of the last turn.
+    now: Instant,
 }
 
 impl Pipe {
     /// Two engines, each of which can connect to the other's listeners.
     pub fn pair(seed: u64, options: PipeOptions) -> (Self, Self) {
         let net = Rc::new(RefCell::new(Net::new(seed, options)));
-        (Self { end: 0, net: net.clone(), acks: 0 }, Self { end: 1, net, acks: 0 })
+        let end = |end, net| Self {
+            end,
+            net,
+            acks: 0,
+            echoes: VecDeque::new(),
+            asked: 0,
+            now: Instant::ZERO,
+        };
+        (end(0, net.clone()), end(1, net))
     }
 
     /// The address that this end connects from. It can listen on any.
@@ -109,6 +128,11 @@ impl Pipe {
         self.acks
     }
 
+    /// Echo requests that this end has sent.
+    pub fn asked(&self) -> u64 {
+        self.asked
+    }
+
     fn net(&self) -> Ref<'_, Net> {
         self.net.borrow()
     }
@@ -137,12 +161,28 @@ impl Transport for Pipe {
         self.net.borrow_mut().unlisten(self.end, local)
     }
 
+    fn echo(&mut self, now: Instant, ip: IpAddr, timeout: Duration) -> bool {
+        let net = self.net.borrow();
+        let PipeOptions { delay, blackhole, ref dark, echoes, .. } = net.options;
+        let answers = echoes && !blackhole && dark.iter().all(|addr| addr.ip() != ip);
+        if answers && delay * 2 <= timeout {
+            self.echoes.push_back((now + delay * 2, ip));
+        }
+        self.asked += 1;
+        true
+    }
+
     fn turn(&mut self, now: Instant) {
+        self.now = now;
         self.net.borrow_mut().turn(now, self.end);
     }
 
     fn poll_event(&mut self) -> Option<Event> {
-        self.net.borrow_mut().poll_event(self.end)
+        let event = self.net.borrow_mut().poll_event(self.end);
+        event.or_else(|| {
+            self.echoes.front().filter(|(at, _)| *at <= self.now)?;
+            self.echoes.pop_front().map(|(_, ip)| Event::Reachable(ip))
+        })
     }
 
     fn recv(&mut self, conn: ConnId, parse: &mut dyn FnMut(&[u8]) -> usize) -> usize {
@@ -180,7 +220,8 @@ impl Transport for Pipe {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        self.net().poll_timeout(self.end)
+        let echo = self.echoes.front().map(|&(at, _)| at);
+        earliest(self.net().poll_timeout(self.end), echo)
     }
 
     fn wait(&mut self, _until: Option<Instant>, _also: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -195,7 +236,6 @@ impl Transport for Pipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::earliest;
     use crate::transport::{Cause, Stage};
 
     /// Two ends and a clock that jumps to whatever is next.

@@ -50,8 +50,8 @@ pub enum Event {
     /// The connection is gone, and its `ConnId` with it.
     Closed(ConnId, Why),
     /// A node that was looked for before shows that it is there, by no connection: it announced
-    /// itself on our link. Nothing proves that the sender is who it says: a reason to try,
-    /// no more.
+    /// itself on our link, or answered [`Transport::echo`]. Nothing proves that the sender is who
+    /// it says, nor that it listens: a reason to try, no more.
     Reachable(IpAddr),
     /// Our link was down or gone, and is up again: peers may be reachable that were not. A hint.
     LinkUp,
@@ -281,6 +281,14 @@ pub trait Transport {
     fn unlisten(&mut self, local: SocketAddr) -> io::Result<()> {
         let _ = local;
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Asks the node at `ip` whether it is there, by ICMP echo: [`Event::Reachable`] tells if it
+    /// answers within `timeout`, nothing if it does not. False where nobody can be asked: not by
+    /// kernel sockets, nor when too many are being asked.
+    fn echo(&mut self, now: Instant, ip: IpAddr, timeout: Duration) -> bool {
+        let _ = (now, ip, timeout);
+        false
     }
 
     /// Takes in, within its budget, what has arrived and what is due.

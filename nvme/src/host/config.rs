@@ -59,6 +59,20 @@ impl Default for HostLimits {
     }
 }
 
+/// With what an address that is not reachable is tested.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Probe {
+    /// An attempt of one controller, which begins with a SYN: it tests the very thing that is
+    /// wanted, passes the same firewalls, and when it succeeds it goes on to be the controller's.
+    #[default]
+    Syn,
+    /// ICMP echo, asked of the node: no connection and no buffers while it is away, but one packet
+    /// more when it is back, since an answer only starts a test by SYN at once. Every tenth test
+    /// is a SYN all the same, and so is each test of a port that refuses, for there are nodes that
+    /// answer no echo, and an echo says nothing of a port. Kernel sockets cannot ask: SYN there.
+    Echo,
+}
+
 /// How a controller that was lost, or not reached, is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reconnect {
@@ -66,7 +80,10 @@ pub struct Reconnect {
     pub delay_min: Duration,
     /// Longest pause before an attempt.
     pub delay_max: Duration,
-    /// TCP connect timeout of the one attempt that tests an address that is not reachable.
+    /// With what an address that is not reachable is tested.
+    pub probe: Probe,
+    /// TCP connect timeout of the one attempt that tests an address that is not reachable, or how
+    /// long the answer to an echo request may take.
     pub probe_timeout: Duration,
     /// How often such an address is tested, by one controller for all of that address.
     pub probe_interval: Duration,
@@ -80,6 +97,7 @@ impl Default for Reconnect {
         Self {
             delay_min: Duration::from_millis(20),
             delay_max: Duration::from_secs(2),
+            probe: Probe::Syn,
             probe_timeout: Duration::from_millis(200),
             probe_interval: Duration::from_millis(100),
             ctrl_loss: Some(Duration::from_secs(600)),

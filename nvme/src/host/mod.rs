@@ -45,7 +45,9 @@ mod table;
 mod tests;
 mod work;
 
-pub use config::{CtrlConfig, HostIdentity, HostLimits, Quiesce, Reconnect, Requeue, Timeouts};
+pub use config::{
+    CtrlConfig, HostIdentity, HostLimits, Probe, Quiesce, Reconnect, Requeue, Timeouts,
+};
 pub use driver::Host;
 pub use failure::{Cause, Failure, Stage};
 pub use info::{Info, NamespaceInfo};

@@ -10,8 +10,8 @@ use std::time::Duration;
 use moorline_stack::deadlines::Deadlines;
 use moorline_stack::{Instant, Transport};
 
-use super::HostLimits;
 use super::driver::Host;
+use super::{HostLimits, Probe};
 
 /// An address of a node that has just announced itself is tested before those that are due since;
 /// no more than this, so that whoever announces nodes all the time holds up nobody for good.
@@ -78,7 +78,7 @@ impl Probes {
 }
 
 impl<T: Transport> Host<T> {
-    /// A node has announced itself: its addresses are tried at once.
+    /// A node has announced itself, or answered an echo request: its addresses are tried at once.
     pub(super) fn announced(&mut self, now: Instant, ip: IpAddr) {
         self.figures.announcements += 1;
         for place in 0..self.addresses.places() {
@@ -106,11 +106,12 @@ impl<T: Transport> Host<T> {
             self.end_back_offs(now, place);
         } else if address.tester.is_none() {
             address.next_probe = now;
+            address.wants_syn();
             self.probes.set(place, now.before(AHEAD));
         }
     }
 
-    /// It is time to test an address: one of its controllers that wait does.
+    /// It is time to test an address: one of its controllers that wait does, or the node is asked.
     pub(super) fn probe(&mut self, now: Instant, place: u32) {
         let entries = &self.entries;
         let waits = |ctrl: u32| {
@@ -127,10 +128,20 @@ impl<T: Transport> Host<T> {
         let Some(ctrl) = address.next_tester(waits) else { return };
         let Some(entry) = &self.entries[ctrl as usize] else { return };
         let Some(reconnect) = entry.ctrl.config.reconnect else { return };
-        address.tester = Some(ctrl);
-        address.under_test = true;
         address.next_probe = now + reconnect.probe_interval;
         self.probes.spend(now);
+        if reconnect.probe == Probe::Echo
+            && let Some(ip) = address.to_ask()
+            && self.transport.echo(now, ip, reconnect.probe_timeout)
+        {
+            address.echoes += 1;
+            self.figures.echoes += 1;
+            self.probes.set(place, address.next_probe);
+            return;
+        }
+        address.echoes = 0;
+        address.tester = Some(ctrl);
+        address.under_test = true;
         self.probes.under_way += 1;
         self.figures.probes += 1;
         self.figures.probes_under_way_max =
@@ -148,6 +159,10 @@ impl<T: Transport> Host<T> {
 
 #[cfg(test)]
 mod tests {
+    use moorline_stack::pipe::PipeOptions;
+
+    use super::super::fake::{World, address, config};
+    use super::super::{CtrlConfig, CtrlState, Reach, Reconnect};
     use super::*;
 
     fn probes(probes_per_s: u32, probe_burst: u32, probes_under_way: u32) -> Probes {
@@ -187,5 +202,67 @@ mod tests {
         assert_eq!((probes.pop_due(now), probes.next()), (None, None), "an end must come first");
         probes.under_way -= 1;
         assert_eq!((probes.next(), probes.pop_due(now)), (Some(now), Some(2)));
+    }
+
+    /// A world whose target has gone dark for 20 controllers that test by echo.
+    fn dark_world(echoes: bool) -> (World, Vec<crate::host::CtrlId>) {
+        let mut world = World::new(1, PipeOptions { echoes, ..PipeOptions::default() });
+        let reconnect = Some(Reconnect { probe: Probe::Echo, ..Reconnect::default() });
+        let config = CtrlConfig { reconnect, ..config() };
+        let ids: Vec<_> = (0..20).map(|_| world.live(config.clone())).collect();
+        world.fake.pipe.options_mut().dark.push(address());
+        run_for(&mut world, Duration::from_secs(10));
+        world.events.clear();
+        assert_eq!(world.host.status(ids[0]).reach, Reach::Silent);
+        (world, ids)
+    }
+
+    fn run_for(world: &mut World, time: Duration) {
+        let end = world.now + time;
+        while world.now < end {
+            world.turn();
+            world.now = world.next().map_or(end, |next| next.clamp(world.now, end));
+        }
+        world.turn();
+    }
+
+    fn live(world: &World, ids: &[crate::host::CtrlId]) -> usize {
+        let is_live = |id: &&_| world.host.status(**id).state == CtrlState::Live;
+        ids.iter().filter(is_live).count()
+    }
+
+    #[test]
+    fn a_silent_node_is_asked_every_100_ms_and_one_time_in_ten_tested_by_syn() {
+        let (mut world, ids) = dark_world(true);
+        let before = world.host.figures();
+        run_for(&mut world, Duration::from_secs(20));
+        let after = world.host.figures();
+        let (echoes, probes) = (after.echoes - before.echoes, after.probes - before.probes);
+        assert!((150..=200).contains(&echoes), "{echoes}");
+        assert!((echoes / 10..=echoes / 8).contains(&probes), "{probes} of {echoes}");
+        assert_eq!(world.host.transport().asked(), after.echoes);
+        assert_eq!(after.attempts - before.attempts, probes);
+        world.fake.pipe.options_mut().dark.clear();
+        run_for(&mut world, Duration::from_millis(250));
+        assert_eq!(live(&world, &ids), 20);
+    }
+
+    #[test]
+    fn a_node_that_answers_no_echo_is_found_all_the_same() {
+        let (mut world, ids) = dark_world(false);
+        world.fake.pipe.options_mut().dark.clear();
+        run_for(&mut world, Duration::from_millis(1300));
+        assert_eq!(live(&world, &ids), 20);
+    }
+
+    #[test]
+    fn a_port_that_refuses_is_tested_by_syn() {
+        let mut world = World::new(1, PipeOptions::default());
+        let addr = "10.0.0.2:4421".parse().unwrap();
+        let reconnect = Some(Reconnect { probe: Probe::Echo, ..Reconnect::default() });
+        world.connect(CtrlConfig { addr, reconnect, ..config() });
+        run_for(&mut world, Duration::from_secs(10));
+        assert_eq!(world.host.figures().echoes, 0);
+        assert!((90..=110).contains(&world.host.figures().probes));
     }
 }

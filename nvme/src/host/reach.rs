@@ -80,6 +80,9 @@ impl Reach {
     }
 }
 
+/// Tests by echo between two by SYN: a node may answer no echo.
+const ECHOES_MAX: u32 = 9;
+
 /// One address.
 #[derive(Debug)]
 pub(super) struct Address {
@@ -92,6 +95,8 @@ pub(super) struct Address {
     pub tester: Option<u32>,
     /// The tester has not found out yet; it counts among the tests under way.
     pub under_test: bool,
+    /// Tests by echo since the last by SYN.
+    pub echoes: u32,
     pub next_probe: Instant,
     /// Whose turn it is to test.
     turn: usize,
@@ -100,6 +105,17 @@ pub(super) struct Address {
 }
 
 impl Address {
+    /// The IP address, if an echo may find out what is not known of it.
+    pub(super) fn to_ask(&self) -> Option<IpAddr> {
+        let may = self.reach != Reach::Refused && self.echoes < ECHOES_MAX;
+        may.then(|| self.addr.ip())
+    }
+
+    /// The next test is a SYN.
+    pub(super) fn wants_syn(&mut self) {
+        self.echoes = ECHOES_MAX;
+    }
+
     /// The next member that `can` test, in turn.
     pub(super) fn next_tester(&mut self, can: impl Fn(u32) -> bool) -> Option<u32> {
         let count = self.members.len();
@@ -178,6 +194,7 @@ impl Addresses {
                 live: 0,
                 tester: None,
                 under_test: false,
+                echoes: 0,
                 next_probe: Instant::ZERO,
                 turn: 0,
                 admitted_to: Instant::ZERO,

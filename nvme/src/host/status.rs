@@ -129,6 +129,8 @@ pub struct Figures {
     pub probes: u64,
     /// See `probes`.
     pub probes_under_way_max: u32,
+    /// Tests by an echo request, which are no attempts.
+    pub echoes: u64,
     /// Times that a node showed that it is there, other than by a connection.
     pub announcements: u64,
     /// Standby connections now, those being made included.

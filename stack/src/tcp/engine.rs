@@ -18,6 +18,7 @@ use super::resting::{Rest, Resting};
 use super::slots::Slots;
 use super::stack::Stack;
 use crate::deadlines::Deadlines;
+use crate::echo::Echoes;
 use crate::limiter::TokenBucket;
 use crate::segment::Segment;
 use crate::transport::{Cause, Stage, Work};
@@ -65,7 +66,8 @@ pub(super) struct Engine {
     pub hints: TokenBucket,
     pub icmp_errors: IcmpErrors,
     pub counters: Counters,
-    /// Nodes that announced themselves, to be told of.
+    pub echoes: Echoes,
+    /// Nodes that announced themselves, or answered an echo request, to be told of.
     pub nodes: VecDeque<IpAddr>,
     /// TX frames kept for answers to received segments.
     pub reserve: usize,
@@ -74,7 +76,13 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(stack: Stack, keyed: Keyed, room: usize, linear_frame_max: usize) -> Self {
+    pub(super) fn new(
+        mut stack: Stack,
+        keyed: Keyed,
+        room: usize,
+        linear_frame_max: usize,
+    ) -> Self {
+        let id = stack.draw() as u16;
         Self {
             slots: Slots::default(),
             demux: Demux::new(keyed),
@@ -89,6 +97,7 @@ impl Engine {
             hints: TokenBucket::default(),
             icmp_errors: IcmpErrors::default(),
             counters: Counters { linear_frame_max, ..Counters::default() },
+            echoes: Echoes::new(id),
             nodes: VecDeque::with_capacity(NODES_MAX),
             reserve: (room / 8).min(32),
             starved: false,

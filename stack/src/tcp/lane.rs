@@ -149,6 +149,11 @@ impl Engine {
             | NeighbourEvent::Failed(_)
             | NeighbourEvent::Announced(_) => {}
         }
+        match event {
+            NeighbourEvent::Resolved(ip, mac) => self.echoes.next_hop(ip, Some(mac)),
+            NeighbourEvent::Failed(ip) => self.echoes.next_hop(ip, None),
+            _ => {}
+        }
         for index in 0..self.slots.len() as u32 {
             let Some(conn) = self.slots.at_mut(index) else { continue };
             let resolving = conn.stage == Stage::Resolving;

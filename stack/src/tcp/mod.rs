@@ -25,12 +25,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
+use crate::echo::EchoFigures;
 use crate::eth::{Frame, Mac, Packet};
 use crate::icmp;
 use crate::link::LinkEvent;
 use crate::neighbour::{NeighbourOptions, Neighbours};
 use crate::route::{Cidr, Routes};
-use crate::time::earliest;
+use crate::time::{Duration, earliest};
 use crate::transport::{
     ConnOptions, ConnReport, Event, IcmpError, ListenOptions, Transport, TransportStats, Work,
 };
@@ -57,7 +58,7 @@ const TURNS_TO_CATCH_UP: u32 = 16;
 pub const ADDRESSES_MAX: usize = 64;
 
 /// How long to wait for room on a link that tells nobody when it has some.
-const STARVED_RETRY: std::time::Duration = std::time::Duration::from_micros(20);
+const STARVED_RETRY: Duration = Duration::from_micros(20);
 
 /// What a lane is given when it is made.
 #[derive(Clone, Debug, Default)]
@@ -212,6 +213,11 @@ impl<L: Link> Tcp<L> {
         self.engine.icmp_errors
     }
 
+    /// Echo requests of ours, and what came of them.
+    pub fn echoes(&self) -> EchoFigures {
+        self.engine.echoes.figures()
+    }
+
     /// Frames that were received and not used.
     pub fn drops(&self) -> Drops {
         self.drops
@@ -283,7 +289,7 @@ fn frame<T: LinkTx>(
 }
 
 /// Takes in an ICMP message to one of our addresses: answers what asks for an echo, and looks at
-/// errors about packets of ours.
+/// errors about packets of ours, and at answers to what we asked.
 fn icmp_input<T: LinkTx>(
     now: Instant,
     engine: &mut Engine,
@@ -293,6 +299,8 @@ fn icmp_input<T: LinkTx>(
 ) {
     if icmp::is_error(datagram) {
         engine.icmp_error(now, datagram);
+    } else if let Some(echo) = icmp::echoed(datagram) {
+        engine.echoed(now, datagram, echo);
     } else if tx.room() > 0 && engine.resets.take(now) {
         engine.stack.echo(tx, source, datagram);
     }
@@ -328,6 +336,10 @@ impl<L: Link> Transport for Tcp<L> {
 
     fn unlisten(&mut self, local: SocketAddr) -> io::Result<()> {
         self.engine.unlisten(local)
+    }
+
+    fn echo(&mut self, now: Instant, ip: IpAddr, timeout: Duration) -> bool {
+        self.failed.is_none() && self.engine.ask(now, &mut self.lane, ip, timeout)
     }
 
     fn turn(&mut self, now: Instant) {
@@ -411,6 +423,7 @@ impl<L: Link> Transport for Tcp<L> {
     fn flush(&mut self, now: Instant) {
         let tx = self.link.tx();
         self.lane.transmit(tx);
+        self.engine.send_echoes(tx);
         self.engine.flush(now, tx);
         let flushed = self.link.flush(now);
         self.engine.rearm(now);
@@ -432,6 +445,7 @@ impl<L: Link> Transport for Tcp<L> {
             true => self.now + STARVED_RETRY,
             false => self.now,
         });
+        let echo = self.engine.echoes.wants_transmit().then(|| self.now + STARVED_RETRY);
         let news = self.link_came_up || self.lane.neighbours.has_events();
         let news = news.then_some(self.now);
         [
@@ -439,6 +453,7 @@ impl<L: Link> Transport for Tcp<L> {
             self.lane.neighbours.poll_timeout(),
             self.link.poll_timeout(),
             work,
+            echo,
             news,
         ]
         .into_iter()

@@ -1,4 +1,5 @@
-//! Nodes that announce themselves: whoever waits for one waits no longer, and a storm costs little.
+//! Nodes that show that they are there, by an announcement or by an echo reply: whoever waits for
+//! one waits no longer, and a storm costs little.
 
 use std::time::Duration;
 
@@ -88,4 +89,30 @@ fn a_storm_of_announcements_is_told_of_ten_times_a_second() {
     let stats = pair.a.tcp.neighbours().stats();
     assert!(stats.announcements <= 11 && stats.repeated >= 900, "{stats:?}");
     assert_eq!(pair.a.closed(a), None);
+}
+
+#[test]
+fn a_node_that_is_asked_answers_as_soon_as_it_is_found() {
+    for v6 in [false, true] {
+        for resolve in [false, true] {
+            let mut pair = Pair::new(&PairOptions { v6, resolve, ..PairOptions::default() });
+            let peer = pair.target(1).ip();
+            pair.run(Duration::from_secs(5));
+            pair.a.events.clear();
+            assert!(pair.a.tcp.echo(pair.now, peer, Duration::from_millis(200)));
+            let start = pair.now;
+            pair.run(Duration::from_secs(1));
+            let travel = if resolve { 40 } else { 20 };
+            let told = (start + Duration::from_micros(travel), Event::Reachable(peer));
+            assert_eq!(pair.a.events, [told], "{resolve}");
+            blackhole(&mut pair, true);
+            pair.a.tcp.echo(pair.now, peer, Duration::from_millis(200));
+            pair.run(Duration::from_secs(1));
+            assert_eq!(pair.a.events.len(), 1, "nobody answers");
+            let figures = pair.a.tcp.echoes();
+            assert_eq!((figures.sent, figures.answered, figures.stray), (2, 1, 0));
+        }
+    }
+    let mut pair = Pair::new(&PairOptions::default());
+    assert!(!pair.a.tcp.echo(pair.now, [192, 0, 2, 1].into(), Duration::from_millis(200)));
 }
