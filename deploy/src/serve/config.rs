@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum;
-use moorline_nvme::host::{CtrlConfig, Quiesce, Reconnect, Timeouts};
+use moorline_nvme::host::{CtrlConfig, Probe, Quiesce, Reconnect, Timeouts};
 use moorline_nvme::spec::Nqn;
 use moorline_stack::transport::ConnOptions;
 use serde::de::{Deserializer, Error as _};
@@ -279,6 +279,25 @@ impl From<QuiesceText> for String {
     }
 }
 
+/// With what an address that does not answer is tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeName {
+    /// An attempt of one controller.
+    Syn,
+    /// ICMP echo; then an attempt of one controller.
+    Echo,
+}
+
+impl From<ProbeName> for Probe {
+    fn from(name: ProbeName) -> Self {
+        match name {
+            ProbeName::Syn => Self::Syn,
+            ProbeName::Echo => Self::Echo,
+        }
+    }
+}
+
 /// A controller's settings, as in `[[controller]]`, `[defaults]` and `ctl connect`. What is left
 /// out is as in `[defaults]`, and else as without a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -347,6 +366,9 @@ pub struct Settings {
     /// Longest wait before another attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reconnect_delay_max: Option<Time>,
+    /// With what an address that does not answer is tested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeName>,
     /// How often an address that does not answer is tested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probe_interval: Option<Time>,
@@ -405,6 +427,7 @@ impl Settings {
             quiesce: self.quiesce.or(defaults.quiesce),
             reconnect_delay_min: self.reconnect_delay_min.or(defaults.reconnect_delay_min),
             reconnect_delay_max: self.reconnect_delay_max.or(defaults.reconnect_delay_max),
+            probe: self.probe.or(defaults.probe),
             probe_interval: self.probe_interval.or(defaults.probe_interval),
             probe_timeout: self.probe_timeout.or(defaults.probe_timeout),
             ctrl_loss_tmo: self.ctrl_loss_tmo.or(defaults.ctrl_loss_tmo),
@@ -441,6 +464,7 @@ impl Settings {
         let mut reconnect = config.reconnect.unwrap_or_default();
         set(&mut reconnect.delay_min, self.reconnect_delay_min);
         set(&mut reconnect.delay_max, self.reconnect_delay_max);
+        reconnect.probe = self.probe.map_or(reconnect.probe, Probe::from);
         set(&mut reconnect.probe_interval, self.probe_interval);
         set(&mut reconnect.probe_timeout, self.probe_timeout);
         reconnect.ctrl_loss = self.ctrl_loss_tmo.map_or(reconnect.ctrl_loss, |loss| loss.0);
@@ -673,6 +697,7 @@ ctrl_loss_tmo = "forever"
         let kept = config("fast_io_fail_tmo = 30\nquiesce = \"4s\"").requeue.unwrap();
         assert_eq!(kept.fast_io_fail, Duration::from_secs(30));
         assert_eq!(kept.quiesce, Quiesce::For(Duration::from_secs(4)));
+        assert_eq!(config("probe = \"echo\"").reconnect.unwrap().probe, Probe::Echo);
         assert_eq!(config("quiesce = \"auto\"").requeue.unwrap().quiesce, Quiesce::Auto);
     }
 
@@ -683,6 +708,7 @@ ctrl_loss_tmo = "forever"
             keep_alive_tmo: Some(Time(Duration::from_millis(1500))),
             ctrl_loss_tmo: Some(Loss(None)),
             quiesce: Some(QuiesceText(Quiesce::Off)),
+            probe: Some(ProbeName::Echo),
             ..Settings::default()
         };
         let text = serde_json::to_string(&settings).unwrap();

@@ -121,6 +121,7 @@ pub(super) fn figures<T: Transport>(held: &Held, host: &Host<T>) -> Value {
         "syns": host.transport().stats().syns,
         "probes": f.probes,
         "probes_under_way_max": f.probes_under_way_max,
+        "echoes": f.echoes,
         "announcements": f.announcements,
         "keep_alives": f.keep_alives,
         "keep_alives_lost": f.keep_alives_lost,
