@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::exit::Exit;
 use crate::faults::Shown;
+use crate::faults::spec::Spec;
 use crate::out;
 use crate::perf::report::{SCHEMA, VERSION};
 use crate::serve::config::{SOCKET, Settings};
@@ -310,6 +311,24 @@ fn pages<R: DeserializeOwned>(client: &mut Client, mut request: Request) -> Resu
 /// When nobody serves at `socket`, or what was asked is no list.
 pub fn rows(socket: &Path, list: Cmd) -> Result<Vec<Value>> {
     pages(&mut Client::open(socket)?, Request::new(list))
+}
+
+/// Adds a fault to a target.
+///
+/// # Errors
+/// When nobody serves at `socket`, or it is refused.
+pub fn add_fault(socket: &Path, spec: &Spec) -> Result<()> {
+    let spec = Some(spec.to_string());
+    let request = Request { spec, ..Request::new(Cmd::AddFault) };
+    Client::open(socket)?.ask_value(&request).map(drop)
+}
+
+/// Takes all faults from a target.
+///
+/// # Errors
+/// When nobody serves at `socket`, or it is refused.
+pub fn clear_faults(socket: &Path) -> Result<()> {
+    Client::open(socket)?.ask_value(&Request::new(Cmd::ClearFaults)).map(drop)
 }
 
 /// Asks for all pages of what is called `what`, and shows it as a table, or as it is.

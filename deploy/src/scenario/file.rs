@@ -1,5 +1,6 @@
 //! A scenario's file. Unknown keys are refused, so that a misspelt one is not a check left out.
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use moorline_rig::ADDRS_MAX;
 use serde::{Deserialize, Deserializer};
 
 use super::host::VERIFY_DEPTH_MAX;
+use crate::faults::spec::Spec;
 use crate::perf::workload::{Bytes, parse_duration};
 
 /// Blocks of 4 KiB of the dead targets' namespace, which their controllers share.
@@ -41,6 +43,9 @@ pub struct Scenario {
     /// How long data of the dead controllers may stay unacknowledged, where not our default.
     #[serde(default, deserialize_with = "some_duration")]
     pub ack_timeout: Option<Duration>,
+    /// How long an I/O command of the dead controllers may take, where not our default.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub io_timeout: Option<Duration>,
     /// Load on the dead controllers, of which each read is checked; none where not given.
     pub verify: Option<VerifyLoad>,
     /// What happens.
@@ -91,7 +96,7 @@ pub struct Timeline {
 }
 
 /// A fault on the time line: `"exit"`, or `{ fault = "freeze", away = "1s", loses = "all" }`.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(from = "Written")]
 pub struct Step {
     /// How targets go.
@@ -102,6 +107,12 @@ pub struct Step {
     pub loses: Option<Loses>,
     /// The same with kernel sockets: a stopped process's kernel still acknowledges.
     pub loses_on_kernel: Option<Loses>,
+    /// The targets' process ends in order, and another begins with the fault; else the fault comes
+    /// over controllers that are live. Only for what a target does wrong.
+    pub restart: bool,
+    /// What each dead controller gives as the reason for its last failure, just before the fault
+    /// ends, in part.
+    pub reason: Option<String>,
 }
 
 /// Which dead controllers an outage must lose.
@@ -130,14 +141,19 @@ struct Table {
     away: Option<Duration>,
     loses: Option<Loses>,
     loses_on_kernel: Option<Loses>,
+    #[serde(default)]
+    restart: bool,
+    reason: Option<String>,
 }
 
 impl From<Written> for Step {
     fn from(written: Written) -> Self {
         match written {
             Written::Name(fault) => Self::of(fault),
-            Written::Table(Table { fault, away, loses, loses_on_kernel }) => {
-                Self { fault, away, loses, loses_on_kernel: loses_on_kernel.or(loses) }
+            Written::Table(table) => {
+                let Table { fault, away, loses, loses_on_kernel, restart, reason } = table;
+                let loses_on_kernel = loses_on_kernel.or(loses);
+                Self { fault, away, loses, loses_on_kernel, restart, reason }
             }
         }
     }
@@ -145,14 +161,15 @@ impl From<Written> for Step {
 
 impl Step {
     /// A fault and nothing more said.
-    pub const fn of(fault: Fault) -> Self {
-        Self { fault, away: None, loses: None, loses_on_kernel: None }
+    pub fn of(fault: Fault) -> Self {
+        let (away, loses, loses_on_kernel, restart, reason) = (None, None, None, false, None);
+        Self { fault, away, loses, loses_on_kernel, restart, reason }
     }
 }
 
 /// A way in which targets go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "String")]
 pub enum Fault {
     /// Their process ends in order: connections are reset.
     Exit,
@@ -164,23 +181,44 @@ pub enum Fault {
     Freeze,
     /// Their link goes down and up every 300 ms.
     Flap,
+    /// They do something wrong, as `moorline ctl faults add` has it.
+    Target(Spec),
 }
 
-impl Fault {
-    /// As it is written in the file.
-    pub const fn name(self) -> &'static str {
+impl TryFrom<String> for Fault {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Ok(match text.as_str() {
+            "exit" => Self::Exit,
+            "kill" => Self::Kill,
+            "blackhole" => Self::Blackhole,
+            "freeze" => Self::Freeze,
+            "flap" => Self::Flap,
+            spec => Self::Target(spec.parse().map_err(|error: anyhow::Error| {
+                format!("{error:#}; or exit, kill, blackhole, freeze, flap")
+            })?),
+        })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exit => "exit",
-            Self::Kill => "kill",
-            Self::Blackhole => "blackhole",
-            Self::Freeze => "freeze",
-            Self::Flap => "flap",
+            Self::Exit => f.pad("exit"),
+            Self::Kill => f.pad("kill"),
+            Self::Blackhole => f.pad("blackhole"),
+            Self::Freeze => f.pad("freeze"),
+            Self::Flap => f.pad("flap"),
+            Self::Target(spec) => f.pad(&spec.to_string()),
         }
     }
+}
 
+impl Step {
     /// Whether their process is gone meanwhile.
-    pub const fn ends_process(self) -> bool {
-        matches!(self, Self::Exit | Self::Kill)
+    pub fn ends_process(&self) -> bool {
+        self.restart || matches!(self.fault, Fault::Exit | Fault::Kill)
     }
 }
 
@@ -215,6 +253,16 @@ impl Scenario {
         Self::parse(&text).with_context(|| format!("{}", path.display()))
     }
 
+    fn timelines(&self) -> impl Iterator<Item = &Timeline> {
+        std::iter::once(&self.timeline).chain(&self.short)
+    }
+
+    /// Whether a target does something wrong.
+    pub fn has_target_faults(&self) -> bool {
+        let mut steps = self.timelines().flat_map(|timeline| &timeline.faults);
+        steps.any(|step| matches!(step.fault, Fault::Target(_)))
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let this: Self = toml::from_str(text)?;
         ensure!((1..=1000).contains(&this.dead), "dead: 1 to 1000 controllers");
@@ -224,6 +272,9 @@ impl Scenario {
         let places = u32::from(this.addresses) * u32::from(this.ports);
         ensure!((1..=u32::from(this.dead)).contains(&places), "ports: no more than controllers");
         ensure!((1..=16).contains(&this.io_queues), "io_queues: 1 to 16");
+        let fits = |step: &Step| !step.restart || matches!(step.fault, Fault::Target(_));
+        let all_fit = this.timelines().flat_map(|timeline| &timeline.faults).all(fits);
+        ensure!(all_fit, "restart: only with what a target does wrong");
         if let Some(verify) = &this.verify {
             let max = VERIFY_DEPTH_MAX;
             ensure!((1..=max).contains(&verify.depth), "verify: depth: 1 to {max}");

@@ -2,6 +2,7 @@
 //! and the runner that does it with real processes in a rig of its own.
 
 mod asked;
+mod ends;
 mod file;
 pub mod host;
 mod outcome;

@@ -38,6 +38,8 @@ pub struct Outage {
     pub ctrls: Vec<(bool, Option<u64>)>,
     /// Who had to be lost.
     pub loses: Option<super::Loses>,
+    /// Controllers that gave another reason than they had to, just before the end.
+    pub misnamed: Option<usize>,
 }
 
 impl Outage {
@@ -238,7 +240,7 @@ impl Seen {
             let at = at(gap);
             let under_way = self.outages.iter().find(|o| (o.at[0]..o.at[2]).contains(&at));
             gap["at_us"] = (at - self.started).into();
-            gap["outage"] = under_way.map(|outage| outage.fault.name()).into();
+            gap["outage"] = under_way.map(|outage| outage.fault.to_string()).into();
         }
         gaps
     }
@@ -255,11 +257,12 @@ impl Seen {
         let live = outage.ctrls.iter().filter_map(|(_, live)| *live);
         let worst = live.map(|live| live.saturating_sub(outage.at[1])).max().unwrap_or(0);
         json!({
-            "fault": outage.fault.name(),
+            "fault": outage.fault.to_string(),
             "at_us": outage.at[0].saturating_sub(self.started),
             "dead_us": outage.at[1] - outage.at[0],
             "lost": outage.lost(),
             "as_said": outage.as_said(),
+            "misnamed": outage.misnamed,
             "recovered_ms_max": worst as f64 / 1e3,
         })
     }
@@ -276,7 +279,7 @@ impl Seen {
             let gap = chunk.iter().map(|t| t.gap).max().unwrap_or(0) as f64 / 1e3;
             let at = chunk[3].at;
             let under_way = self.outages.iter().find(|o| (o.at[0]..o.at[1]).contains(&at));
-            let what = under_way.map_or("", |outage| outage.fault.name());
+            let what = under_way.map_or_else(String::new, |outage| outage.fault.to_string());
             // Writing to a string does not fail.
             let _ = writeln!(text, "{second:5} {:8} {gap:6.1}ms {bar:40} {what}", ios(chunk));
         }
@@ -300,6 +303,10 @@ fn checks(scenario: &Scenario, report: &Value) -> Vec<Value> {
     if scenario.timeline.faults.iter().any(|step| step.loses.is_some()) {
         let not = outages().filter(|outage| outage["as_said"] == false).count();
         checks.push(most("outages that lost others than they had to", 0, &not.into()));
+    }
+    if scenario.timeline.faults.iter().any(|step| step.reason.is_some()) {
+        let other: u64 = outages().filter_map(|outage| outage["misnamed"].as_u64()).sum();
+        checks.push(most("dead that gave another reason than they had", 0, &other.into()));
     }
     let verify = &report["verify"];
     if scenario.verify.is_some() {
@@ -455,7 +462,7 @@ mod tests {
         Seen {
             depth: 1,
             ticks: (1..=40).map(tick).collect(),
-            outages: vec![Outage { fault: Fault::Exit, at, ctrls, loses: None }],
+            outages: vec![Outage { fault: Fault::Exit, at, ctrls, loses: None, misnamed: None }],
             end: json!({ "ios": 4000, "errors": 0, "losses": 0, "deadlines_early": 0 }),
             started: 0,
             ..Seen::default()

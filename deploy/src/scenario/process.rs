@@ -101,6 +101,12 @@ impl Process {
         }
     }
 
+    /// Ends it with a signal, and waits until it has ended.
+    pub fn end(&mut self, signal: Signal) {
+        self.signal(signal);
+        self.wait();
+    }
+
     /// Waits until it has ended; kills it where it does not.
     pub fn wait(&mut self) {
         let until = Instant::monotonic() + GRACE;

@@ -1,32 +1,29 @@
 //! The runner: a star, the processes in it, the faults in their order, and what the host told.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use moorline_rig::{End, RigSpec, Star};
+use moorline_rig::{RigSpec, Star};
 use moorline_stack::Instant;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::asked::Asking;
-use super::file::NAMESPACE_BLOCKS;
-use super::host::READ_BACK_TIMEOUT;
+use super::ends::{Dead, fault_socket, host, socket, target};
+use super::host::{READ_BACK_TIMEOUT, is_dead};
 use super::outcome::{Outage, Seen, Tick, gap_table, table};
 use super::process::Process;
 use super::scratch::Scratch;
 use super::svg;
 use super::{Fault, Scenario, Step};
+use crate::commands::ctl;
 use crate::exit::Exit;
 use crate::out;
-use crate::perf::measure::cpus;
 use crate::perf::report::{TransportKind, write_json};
+use crate::serve::proto::Cmd;
 use crate::signals::Stop;
 
-/// The first port of a target.
-const PORT: u16 = 4420;
 /// How long all controllers get to become live at the start.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Half a period of a flapping link.
@@ -144,13 +141,12 @@ impl<'a> Runner<'a> {
         let spec = RigSpec::unique("moorline-run");
         let star = Star::up(&spec, 2)?;
         let scratch = Scratch::new(&spec.name)?;
-        let healthy = target(&star.targets()[0], transport, scenario, [1, 1], None)?;
+        let healthy = target(&star.targets()[0], transport, scenario, None)?;
         if transport == TransportKind::Kernel {
             star.targets()[1].add_kernel_addrs(scenario.addresses as u8)?;
         }
-        let disk = disk(scenario, &scratch);
-        let dead =
-            target(&star.targets()[1], transport, scenario, places(scenario), disk.as_deref())?;
+        let of_dead = Dead { scratch: &scratch, fault: None };
+        let dead = target(&star.targets()[1], transport, scenario, Some(of_dead))?;
         healthy.listening()?;
         dead.listening()?;
         let host = host(&star, scenario, transport, depth, healthy.pid(), &scratch)?;
@@ -186,7 +182,7 @@ impl<'a> Runner<'a> {
         self.seen.started = now_us();
         self.watch(timeline.before, stop)?;
         for _ in 0..timeline.cycles {
-            for &step in &timeline.faults {
+            for step in &timeline.faults {
                 if stop.requested() {
                     break;
                 }
@@ -205,14 +201,14 @@ impl<'a> Runner<'a> {
     }
 
     /// One fault, its end, and the time to recover.
-    fn outage(&mut self, step: Step, stop: &Stop) -> Result<()> {
+    fn outage(&mut self, step: &Step, stop: &Stop) -> Result<()> {
         let timeline = &self.scenario.timeline;
-        let (fault, away) = (step.fault, step.away.unwrap_or(timeline.away));
+        let away = step.away.unwrap_or(timeline.away);
         let begun = now_us();
-        self.begin(fault)?;
+        self.begin(step)?;
         let is_asked = self.scenario.expect.ctl_p90_us_max.is_some() && self.seen.asked.is_none();
         let asking = is_asked.then(|| Asking::start(socket(&self.scratch), away / 4, away / 2));
-        if fault == Fault::Flap {
+        if step.fault == Fault::Flap {
             let until = Instant::monotonic() + away;
             while Instant::monotonic() < until && !stop.requested() {
                 for up in [false, true] {
@@ -223,7 +219,8 @@ impl<'a> Runner<'a> {
         } else {
             self.watch(away, stop)?;
         }
-        let listening = self.finish(fault)?;
+        let misnamed = step.reason.as_deref().map(|reason| self.misnamed(reason)).transpose()?;
+        let listening = self.finish(step)?;
         self.watch(timeline.back, stop)?;
         if let Some(asking) = asking {
             self.seen.asked = Some(asking.end().context("asking the host in an outage")?.report());
@@ -239,47 +236,69 @@ impl<'a> Runner<'a> {
             TransportKind::Kernel => step.loses_on_kernel,
         };
         let at = [begun, listening, now_us()];
-        self.seen.outages.push(Outage { fault, at, ctrls, loses });
+        let fault = step.fault.clone();
+        self.seen.outages.push(Outage { fault, at, ctrls, loses, misnamed });
         Ok(())
     }
 
-    fn begin(&mut self, fault: Fault) -> Result<()> {
-        match (fault, &mut self.dead) {
-            (Fault::Exit, Some(dead)) => {
-                dead.signal(Signal::TERM);
-                dead.wait();
-            }
-            (Fault::Kill, Some(dead)) => {
-                dead.signal(Signal::KILL);
-                dead.wait();
-            }
+    fn begin(&mut self, step: &Step) -> Result<()> {
+        match (&step.fault, &mut self.dead) {
+            (Fault::Exit, Some(dead)) => dead.end(Signal::TERM),
+            (Fault::Kill, Some(dead)) => dead.end(Signal::KILL),
             (Fault::Freeze, Some(dead)) => dead.signal(Signal::STOP),
             (Fault::Blackhole, _) => self.star.forward(1, false)?,
+            (Fault::Target(_), Some(dead)) if step.restart => dead.end(Signal::TERM),
+            (Fault::Target(spec), _) => ctl::add_fault(&fault_socket(&self.scratch), spec)?,
             (Fault::Flap, _) | (_, None) => {}
         }
-        if fault.ends_process() {
+        if step.ends_process() {
             self.dead = None;
         }
+        if step.restart {
+            self.start_dead(Some(&step.fault))?;
+        }
         Ok(())
+    }
+
+    /// Starts the process of the dead targets; returns when it listens.
+    fn start_dead(&mut self, fault: Option<&Fault>) -> Result<u64> {
+        let dead = Dead { scratch: &self.scratch, fault };
+        let dead = target(&self.star.targets()[1], self.transport, self.scenario, Some(dead))?;
+        let listening = dead.listening()?;
+        self.dead = Some(dead);
+        Ok(listening)
     }
 
     /// Ends a fault; returns when its targets were there again.
-    fn finish(&mut self, fault: Fault) -> Result<u64> {
-        match (fault, &self.dead) {
-            (Fault::Exit | Fault::Kill, _) => {
-                let end = &self.star.targets()[1];
-                let places = places(self.scenario);
-                let disk = disk(self.scenario, &self.scratch);
-                let dead = target(end, self.transport, self.scenario, places, disk.as_deref())?;
-                let listening = dead.listening()?;
-                self.dead = Some(dead);
-                return Ok(listening);
-            }
+    fn finish(&mut self, step: &Step) -> Result<u64> {
+        let now = now_us();
+        match (&step.fault, &self.dead) {
+            (Fault::Exit | Fault::Kill, _) => return self.start_dead(None),
             (Fault::Freeze, Some(dead)) => dead.signal(Signal::CONT),
             (Fault::Blackhole, _) => self.star.forward(1, true)?,
+            // From before it is asked for: the call is part of what is measured.
+            (Fault::Target(_), _) => {
+                ctl::clear_faults(&fault_socket(&self.scratch))?;
+                return Ok(now);
+            }
             (Fault::Flap, _) | (Fault::Freeze, None) => {}
         }
         Ok(now_us())
+    }
+
+    /// How many dead controllers give another reason for their last failure.
+    fn misnamed(&self, reason: &str) -> Result<usize> {
+        let rows = ctl::rows(&socket(&self.scratch), Cmd::List).context("asking the host why")?;
+        let dead = rows.iter().filter(|row| row["name"].as_str().is_some_and(is_dead));
+        let mut count = 0;
+        for row in dead {
+            let said = row["reason"].as_str().unwrap_or("none");
+            if !said.contains(reason) {
+                count += 1;
+                out::note(format_args!("moorline: {} gives as its reason: {said}", row["name"]));
+            }
+        }
+        Ok(count)
     }
 
     /// Listens to the host for a time.
@@ -344,114 +363,6 @@ fn kind_of(why: &str) -> String {
         rest = after.split_once(')').map_or("", |(_, rest)| rest);
     }
     kind + rest
-}
-
-fn addrs_of(end: &End, transport: TransportKind, n: u16) -> Vec<IpAddr> {
-    match transport {
-        TransportKind::Xdp => end.xdp_addrs(n as u8), // checked when read
-        TransportKind::Kernel => end.kernel_addrs(n as u8),
-    }
-}
-
-/// Addresses and ports of the dead targets.
-fn places(scenario: &Scenario) -> [u16; 2] {
-    [scenario.addresses, scenario.ports]
-}
-
-/// Where the targets on an end are: all addresses at the first port, then at the next.
-fn addrs(end: &End, transport: TransportKind, [ips, ports]: [u16; 2]) -> Vec<SocketAddr> {
-    let ips = addrs_of(end, transport, ips);
-    let at = |port| ips.iter().map(move |&ip| SocketAddr::new(ip, port));
-    (PORT..PORT + ports).flat_map(at).collect()
-}
-
-/// The options of a lane on an end.
-fn lane(end: &End, transport: TransportKind, poll: &str, ips: u16) -> Vec<String> {
-    let words = ["--transport", transport.name(), "--poll", poll];
-    let mut words: Vec<String> = words.map(str::to_owned).into();
-    if transport == TransportKind::Xdp {
-        words.extend(["--dev", end.dev()].map(str::to_owned));
-        for addr in addrs_of(end, transport, ips) {
-            words.extend(["--addr".to_owned(), format!("{addr}/{}", End::prefix(false))]);
-        }
-    }
-    words
-}
-
-fn tcp_buffer(command: &mut Command, scenario: &Scenario) {
-    if let Some(bytes) = scenario.tcp_buffer {
-        command.args(["--tcp-buffer", &bytes.to_string()]);
-    }
-}
-
-/// Where the host's control socket is.
-fn socket(scratch: &Scratch) -> PathBuf {
-    scratch.path().join("ctl.sock")
-}
-
-/// What the dead targets serve, if that is to outlive their process.
-fn disk(scenario: &Scenario, scratch: &Scratch) -> Option<PathBuf> {
-    let ends = scenario.timeline.faults.iter().any(|step| step.fault.ends_process());
-    (scenario.verify.is_some() && ends).then(|| scratch.path().join("disk"))
-}
-
-fn target(
-    end: &End,
-    transport: TransportKind,
-    scenario: &Scenario,
-    places: [u16; 2],
-    disk: Option<&Path>,
-) -> Result<Process> {
-    let size = NAMESPACE_BLOCKS * 4096;
-    let backend = match disk {
-        Some(path) => format!("file:{}:{size}", path.display()),
-        None => format!("ram:{size}"),
-    };
-    let mut command = end.command(std::env::current_exe()?);
-    command.args(["target", "--json", "--until-stdin-ends", "--backend", &backend]);
-    command.args(lane(end, transport, "adaptive", places[0]));
-    tcp_buffer(&mut command, scenario);
-    for addr in addrs(end, transport, places) {
-        command.args(["--listen", &addr.to_string()]);
-    }
-    Process::start(command, cpus() - 1)
-}
-
-fn host(
-    star: &Star,
-    scenario: &Scenario,
-    transport: TransportKind,
-    depth: u16,
-    target_pid: u32,
-    scratch: &Scratch,
-) -> Result<Process> {
-    let end = star.host();
-    let at = |k: usize, places| addrs(&star.targets()[k], transport, places);
-    let mut command = end.command(std::env::current_exe()?);
-    command.args(["rig-host", "--healthy", &at(0, [1, 1])[0].to_string()]);
-    let dead = at(1, places(scenario));
-    for addr in dead.iter().cycle().take(scenario.dead.into()) {
-        command.args(["--dead", &addr.to_string()]);
-    }
-    let ms = |time: Duration| format!("{}ms", time.as_millis());
-    command.args(["--iodepth", &depth.to_string(), "--kato", &ms(scenario.kato)]);
-    if let Some(ack_timeout) = scenario.ack_timeout {
-        command.args(["--ack-timeout", &ms(ack_timeout)]);
-    }
-    if let Some(verify) = &scenario.verify {
-        let pace = format!("{}us", verify.pace.as_micros());
-        command.args(["--verify", &verify.depth.to_string(), "--verify-pace", &pace]);
-        command.args(["--verify-blocks", &verify.blocks.to_string()]);
-        command.args(verify.requeue.then_some("--requeue"));
-    }
-    if scenario.expect.ctl_p90_us_max.is_some() {
-        command.arg("--ctl").arg(socket(scratch));
-    }
-    command.args(["--io-queues", &scenario.io_queues.to_string()]);
-    tcp_buffer(&mut command, scenario);
-    command.args(["--target-pid", &target_pid.to_string()]);
-    command.args(lane(end, transport, "busy", 1));
-    Process::start(command, 0)
 }
 
 fn now_us() -> u64 {

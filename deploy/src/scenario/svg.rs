@@ -74,7 +74,7 @@ fn plot(seen: &Seen, title: &str) -> String {
             svg,
             "<rect x=\"{from:.1}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"{height}\" \
              fill=\"#ddd\"><title>{}</title></rect>",
-            outage.fault.name()
+            outage.fault
         );
     }
     for (index, panel) in PANELS.iter().enumerate() {
@@ -147,7 +147,8 @@ mod tests {
             live: (i % 2) as usize,
         };
         let at = [2_000_000, 6_000_000, 9_000_000];
-        let outage = Outage { fault: Fault::Kill, at, ctrls: Vec::new(), loses: None };
+        let outage =
+            Outage { fault: Fault::Kill, at, ctrls: Vec::new(), loses: None, misnamed: None };
         let seen =
             Seen { ticks: (1..=40).map(tick).collect(), outages: vec![outage], ..Seen::default() };
         let svg = plot(&seen, "a &amp; b");

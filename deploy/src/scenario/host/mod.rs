@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use moorline_nvme::host::{CtrlConfig, Host, HostLimits, Reconnect, Requeue};
+use moorline_nvme::host::{CtrlConfig, Host, HostLimits, Reconnect, Requeue, Timeouts};
 use moorline_stack::mem::Arena;
 use moorline_stack::transport::ConnOptions;
 use moorline_stack::{Instant, Transport};
@@ -38,6 +38,14 @@ use crate::serve::config::Settings;
 use crate::serve::control::Control;
 use crate::signals::Stop;
 use crate::stackup::{self, Job, Path};
+
+/// What the names of controllers that come and go begin with.
+const DEAD: &str = "dead-";
+
+/// Whether a controller of this name comes and goes.
+pub fn is_dead(name: &str) -> bool {
+    name.starts_with(DEAD)
+}
 
 /// Most commands under way of a controller.
 pub const VERIFY_DEPTH_MAX: u16 = 128;
@@ -66,6 +74,9 @@ pub struct RigHostArgs {
     /// How long data of those that come and go may stay unacknowledged.
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     ack_timeout: Option<Duration>,
+    /// How long an I/O command of those that come and go may take.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    io_timeout: Option<Duration>,
     /// Write and read, and check, on those that come and go: so many commands under way of each.
     #[arg(long, value_name = "N")]
     verify: Option<u16>,
@@ -135,10 +146,12 @@ impl RigHost<'_> {
         if addr == args.healthy {
             return config;
         }
+        let io = args.io_timeout.unwrap_or(config.timeouts.io);
         let ack_timeout = args.ack_timeout.unwrap_or(config.conn.ack_timeout);
         CtrlConfig {
             io_queues: args.io_queues,
             conn: ConnOptions { ack_timeout, ..config.conn },
+            timeouts: Timeouts { io, ..config.timeouts },
             requeue: args.requeue.then(Requeue::default),
             ..config
         }
@@ -171,7 +184,7 @@ impl Job for RigHost<'_> {
         out::line(format_args!("{}", json!({ "event": "connecting", "t_us": us(now) })))?;
         let mut ctrls = Vec::with_capacity(count);
         let dead = self.args.dead.iter().enumerate();
-        let named = dead.map(|(k, addr)| (format!("dead-{k:03}"), *addr));
+        let named = dead.map(|(k, addr)| (format!("{DEAD}{k:03}"), *addr));
         for (name, addr) in std::iter::once(("healthy".to_owned(), self.args.healthy)).chain(named)
         {
             let config = self.config(addr);
