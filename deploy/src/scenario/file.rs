@@ -48,6 +48,10 @@ pub struct Scenario {
     pub io_timeout: Option<Duration>,
     /// Load on the dead controllers, of which each read is checked; none where not given.
     pub verify: Option<VerifyLoad>,
+    /// The dead targets begin with the first fault, so that no controller of theirs is live before
+    /// its end.
+    #[serde(default)]
+    pub cold: bool,
     /// What happens.
     pub timeline: Timeline,
     /// In place of the time line, where a short form is asked for.
@@ -195,9 +199,10 @@ impl TryFrom<String> for Fault {
             "blackhole" => Self::Blackhole,
             "freeze" => Self::Freeze,
             "flap" => Self::Flap,
-            spec => Self::Target(spec.parse().map_err(|error: anyhow::Error| {
-                format!("{error:#}; or exit, kill, blackhole, freeze, flap")
-            })?),
+            spec => Self::Target(
+                spec.parse()
+                    .map_err(|error| format!("{error}; or exit, kill, blackhole, freeze, flap"))?,
+            ),
         })
     }
 }
@@ -265,23 +270,33 @@ impl Scenario {
 
     fn parse(text: &str) -> Result<Self> {
         let this: Self = toml::from_str(text)?;
-        ensure!((1..=1000).contains(&this.dead), "dead: 1 to 1000 controllers");
-        ensure!(!this.depths.is_empty(), "depths: at least one");
-        ensure!(this.depths.iter().all(|d| (0..=127).contains(d)), "depths: 0 to 127");
-        ensure!((1..=ADDRS_MAX.into()).contains(&this.addresses), "addresses: 1 to {ADDRS_MAX}");
-        let places = u32::from(this.addresses) * u32::from(this.ports);
-        ensure!((1..=u32::from(this.dead)).contains(&places), "ports: no more than controllers");
-        ensure!((1..=16).contains(&this.io_queues), "io_queues: 1 to 16");
+        this.check()?;
+        Ok(this)
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!((1..=1000).contains(&self.dead), "dead: 1 to 1000 controllers");
+        ensure!(!self.depths.is_empty(), "depths: at least one");
+        ensure!(self.depths.iter().all(|d| (0..=127).contains(d)), "depths: 0 to 127");
+        ensure!((1..=ADDRS_MAX.into()).contains(&self.addresses), "addresses: 1 to {ADDRS_MAX}");
+        let places = u32::from(self.addresses) * u32::from(self.ports);
+        ensure!((1..=u32::from(self.dead)).contains(&places), "ports: no more than controllers");
+        ensure!((1..=16).contains(&self.io_queues), "io_queues: 1 to 16");
         let fits = |step: &Step| !step.restart || matches!(step.fault, Fault::Target(_));
-        let all_fit = this.timelines().flat_map(|timeline| &timeline.faults).all(fits);
+        let all_fit = self.timelines().flat_map(|timeline| &timeline.faults).all(fits);
         ensure!(all_fit, "restart: only with what a target does wrong");
-        if let Some(verify) = &this.verify {
+        let mut firsts = self.timelines().map(|timeline| (&timeline.faults, timeline.cycles));
+        let fit = |(faults, cycles): (&Vec<Step>, u32)| {
+            cycles == 1 && matches!(&faults[..], [Step { fault: Fault::Target(_), .. }])
+        };
+        ensure!(!self.cold || firsts.all(fit), "cold: only with one fault of a target, once");
+        if let Some(verify) = &self.verify {
             let max = VERIFY_DEPTH_MAX;
             ensure!((1..=max).contains(&verify.depth), "verify: depth: 1 to {max}");
-            let room = NAMESPACE_BLOCKS / u64::from(this.dead);
+            let room = NAMESPACE_BLOCKS / u64::from(self.dead);
             ensure!((1..=room).contains(&verify.blocks.into()), "verify: blocks: 1 to {room}");
         }
-        Ok(this)
+        Ok(())
     }
 }
 

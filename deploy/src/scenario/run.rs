@@ -145,7 +145,8 @@ impl<'a> Runner<'a> {
         if transport == TransportKind::Kernel {
             star.targets()[1].add_kernel_addrs(scenario.addresses as u8)?;
         }
-        let of_dead = Dead { scratch: &scratch, fault: None };
+        let fault = scenario.timeline.faults.first().filter(|_| scenario.cold);
+        let of_dead = Dead { scratch: &scratch, fault: fault.map(|step| &step.fault) };
         let dead = target(&star.targets()[1], transport, scenario, Some(of_dead))?;
         healthy.listening()?;
         dead.listening()?;
@@ -171,13 +172,14 @@ impl<'a> Runner<'a> {
     fn run(mut self, stop: &Stop) -> Result<Seen> {
         let timeline = &self.scenario.timeline;
         let until = Instant::monotonic() + START_TIMEOUT;
-        while !(self.healthy_live && self.states.iter().all(|(live, _)| *live)) {
+        let cold = self.scenario.cold;
+        while !(self.healthy_live && (cold || self.states.iter().all(|(live, _)| *live))) {
             if Instant::monotonic() >= until {
                 bail!("not all controllers became live within {START_TIMEOUT:?}");
             }
             self.watch(Duration::from_millis(20), stop)?;
         }
-        self.seen.cold = self.states.iter().map(|&(_, live)| live).collect();
+        self.seen.cold = self.states.iter().map(|&(_, live)| live).filter(|_| !cold).collect();
         self.watch(Duration::from_millis(500), stop)?;
         self.seen.started = now_us();
         self.watch(timeline.before, stop)?;
@@ -205,7 +207,9 @@ impl<'a> Runner<'a> {
         let timeline = &self.scenario.timeline;
         let away = step.away.unwrap_or(timeline.away);
         let begun = now_us();
-        self.begin(step)?;
+        if !self.scenario.cold {
+            self.begin(step)?;
+        }
         let is_asked = self.scenario.expect.ctl_p90_us_max.is_some() && self.seen.asked.is_none();
         let asking = is_asked.then(|| Asking::start(socket(&self.scratch), away / 4, away / 2));
         if step.fault == Fault::Flap {
