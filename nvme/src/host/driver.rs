@@ -46,6 +46,8 @@ pub(super) struct Entry {
     /// Why it was lost last.
     pub failure: Option<Failure>,
     pub conns: Vec<Option<ConnId>>,
+    /// I/O qpairs whose connection begins later, each at its place in the admission.
+    pub opens: VecDeque<(Instant, u32)>,
     /// Which qpairs are in a dirty list, and which in the ready list.
     pub dirty: Vec<bool>,
     pub ready: Vec<bool>,
@@ -150,6 +152,7 @@ impl<T: Transport> Host<T> {
             failure: None,
             ctrl: Controller::new(now, id, config, names),
             conns: Vec::new(),
+            opens: VecDeque::new(),
             dirty: Vec::new(),
             ready: Vec::new(),
             armed: None,
@@ -349,6 +352,7 @@ impl<T: Transport> Host<T> {
             match action {
                 Action::Open(q) => self.open(now, At { ctrl, qpair: q as u32 }),
                 Action::Close(q) => {
+                    entry.forget_open(now, q);
                     if let Some(conn) = entry.conns[q] {
                         let transport = &mut self.transport;
                         entry.ctrl.qpairs[q].emit(now, &mut |bytes| transport.send(conn, bytes));
@@ -356,6 +360,7 @@ impl<T: Transport> Host<T> {
                     }
                 }
                 Action::Abort(q) => {
+                    entry.forget_open(now, q);
                     if let Some(conn) = entry.conns[q] {
                         self.transport.abort(now, conn);
                     }
@@ -391,33 +396,6 @@ impl<T: Transport> Host<T> {
             options.connect_timeout = reconnect.probe_timeout;
         }
         Some(options)
-    }
-
-    /// Connects a qpair over TCP.
-    fn open(&mut self, now: Instant, at: At) {
-        let Some(entry) = &mut self.entries[at.ctrl as usize] else { return };
-        let q = at.qpair as usize;
-        entry.conns.push(None);
-        entry.dirty.push(false);
-        entry.ready.push(false);
-        if self.standby_take(now, at) {
-            return;
-        }
-        let Some(options) = self.conn_options(at.ctrl) else { return };
-        let Some(entry) = &mut self.entries[at.ctrl as usize] else { return };
-        match self.transport.connect(now, entry.ctrl.config.addr, &options) {
-            Ok(conn) => {
-                entry.conns[q] = Some(conn);
-                self.own(conn, at);
-            }
-            Err(error) => {
-                if let Some(reach) = Reach::of_error(error.kind()) {
-                    self.addresses.at(entry.address).failed(reach, false);
-                }
-                let cause = Cause::NotStarted(error.kind());
-                entry.ctrl.connection_closed(now, q, cause);
-            }
-        }
     }
 
     /// Notes whose a connection is.
@@ -467,6 +445,7 @@ impl<T: Transport> Host<T> {
                 entry.ctrl.handle_timeout(now);
                 let counted = &mut entry.ctrl.keep_alive_figures;
                 entry.keep_alives_lost += self.figures.take_keep_alives(counted);
+                self.dial_due(now, ctrl);
                 self.requeue_due(now, ctrl);
                 self.standby_due(now, ctrl);
                 self.go_on(now, ctrl);
@@ -523,6 +502,7 @@ impl Entry {
         let waiting = self.requeue.as_ref().and_then(Store::poll_timeout);
         let standby = self.standby.poll_timeout(self.standby_wanted());
         let waiting = earliest(waiting, standby);
+        let waiting = earliest(waiting, self.opens.front().map(|(place, _)| *place));
         earliest(waiting, earliest(self.ctrl.poll_timeout(), self.life.poll_timeout()))
     }
 }

@@ -11,6 +11,7 @@ mod bringup;
 mod caller;
 mod config;
 mod controller;
+mod dial;
 mod driver;
 mod emission;
 mod events;

@@ -100,8 +100,10 @@ pub(super) struct Address {
     pub next_probe: Instant,
     /// Whose turn it is to test.
     turn: usize,
-    /// Theoretical arrival time of the next connection (GCRA).
+    /// Theoretical arrival time of the next attempt (GCRA), and of the next connection of an I/O
+    /// queue.
     admitted_to: Instant,
+    dialled_to: Instant,
 }
 
 impl Address {
@@ -154,7 +156,7 @@ impl Address {
         Ok(())
     }
 
-    /// When `connections` may be started, now or later; the place is taken.
+    /// When an attempt of `connections` may be started, now or later; the place is taken.
     pub(super) fn admit(
         &mut self,
         now: Instant,
@@ -162,13 +164,31 @@ impl Address {
         per_s: u32,
         burst: u32,
     ) -> Instant {
-        let cost = Duration::from_secs(1) / per_s.max(1);
-        let ahead = self.admitted_to.since(now);
-        // A whole burst may be ahead of its time, this one's connections included.
-        let wait = ahead.saturating_sub(cost * burst.saturating_sub(connections));
-        self.admitted_to = self.admitted_to.max(now) + cost * connections;
-        now + wait
+        let unit = Duration::from_secs(1) / per_s.max(1);
+        next_place(&mut self.admitted_to, now, unit * connections, unit * burst)
     }
+
+    /// When one of a controller's `io_queues` connections may be started; the place is taken. A
+    /// controller's have the rate and the burst that its admin connection leaves.
+    pub(super) fn admit_io(
+        &mut self,
+        now: Instant,
+        io_queues: u32,
+        per_s: u32,
+        burst: u32,
+    ) -> Instant {
+        let unit = Duration::from_secs(1) / per_s.max(1);
+        let cost = unit * (1 + io_queues) / io_queues.max(1);
+        next_place(&mut self.dialled_to, now, cost, unit * burst)
+    }
+}
+
+/// The next place in a row that `to` is the end of (GCRA): a whole `burst` may be ahead of its
+/// time, this one's `cost` included.
+fn next_place(to: &mut Instant, now: Instant, cost: Duration, burst: Duration) -> Instant {
+    let wait = to.since(now).saturating_sub(burst.saturating_sub(cost));
+    *to = (*to).max(now) + cost;
+    now + wait
 }
 
 /// The addresses.
@@ -198,6 +218,7 @@ impl Addresses {
                 next_probe: Instant::ZERO,
                 turn: 0,
                 admitted_to: Instant::ZERO,
+                dialled_to: Instant::ZERO,
             });
             place
         });

@@ -117,6 +117,7 @@ impl<T: Transport> Host<T> {
             let owner = &mut self.owners[conn.index as usize];
             *owner = owner.filter(|(owner, _)| *owner != conn);
         }
+        entry.opens.clear();
         entry.dirty.clear();
         entry.ready.clear();
     }

@@ -627,3 +627,69 @@ fn a_thousand_silent_addresses_are_tested_in_turn_and_no_faster_than_allowed() {
     run_for(&mut world, 210 * MS);
     assert!(world.host.status(ids[500]).attempts > before);
 }
+
+#[test]
+fn a_target_that_stood_still_is_not_met_by_more_connections_than_its_admission() {
+    let (per_s, burst) = (1000, 20);
+    let limits = HostLimits {
+        controllers: 300,
+        admission_per_s: per_s,
+        admission_burst: burst,
+        ..HostLimits::default()
+    };
+    let mut world = World::with_limits(1, PipeOptions::default(), limits);
+    for _ in 0..200 {
+        world.connect(CtrlConfig { io_queues: 3, ..config() });
+    }
+    let mut syns = Vec::new();
+    let start = world.now;
+    while kinds(&world.events).get("live") != Some(&200) {
+        let stands_still = (50 * MS..350 * MS).contains(&(world.now - start));
+        if stands_still {
+            world.host.turn(world.now);
+            world.host.flush(world.now);
+        } else {
+            world.turn();
+        }
+        syns.push((world.now, world.host.transport().stats().syns));
+        world.now += MS;
+        assert!(world.now - start < Duration::from_secs(2), "{:?}", kinds(&world.events));
+    }
+    assert_eq!(syns.last().unwrap().1, 800);
+    for (at, &(from, before)) in syns.iter().enumerate() {
+        for &(to, after) in &syns[at..] {
+            let most = u128::from(burst) + u128::from(per_s) * (to - from).as_millis() / 1000;
+            assert!(
+                u128::from(after - before) <= most,
+                "{} from {from:?} to {to:?}",
+                after - before
+            );
+        }
+    }
+}
+
+#[test]
+fn a_controller_lost_while_its_io_queues_wait_for_their_place_is_connected_again() {
+    let limits = HostLimits { admission_per_s: 10, admission_burst: 2, ..HostLimits::default() };
+    let mut world = World::with_limits(1, PipeOptions::default(), limits);
+    let id = world.connect(CtrlConfig { io_queues: 3, ..config() });
+    run_for(&mut world, 50 * MS);
+    assert_eq!(state(&world, id), CtrlState::IoQueues);
+    world.fake.reset(world.now, 0);
+    let ended = within(&mut world, 50 * MS);
+    assert!(matches!(ended, Some(HostEvent::Disconnected { .. })), "{ended:?}");
+    assert!(matches!(within(&mut world, Duration::from_secs(3)), Some(HostEvent::Live { .. })));
+    assert_eq!(world.host.transport().conns(), 4);
+    world.host.disconnect(world.now, id);
+    assert_eq!(world.event(), HostEvent::Closed { ctrl: id });
+
+    let id = world.connect(CtrlConfig { io_queues: 3, ..config() });
+    world.until(|world| {
+        world.now = world.next()?.max(world.now);
+        (world.host.status(id).state == CtrlState::IoQueues).then_some(())
+    });
+    world.host.disconnect(world.now, id);
+    assert_eq!(world.event(), HostEvent::Closed { ctrl: id });
+    run_for(&mut world, Duration::from_secs(2));
+    assert_eq!(world.host.transport().conns(), 0);
+}
