@@ -149,7 +149,10 @@ pub fn host(
         command.args(["--verify-blocks", &verify.blocks.to_string()]);
         command.args(verify.requeue.then_some("--requeue"));
     }
-    command.arg("--ctl").arg(socket(scratch));
+    let gives_reasons = scenario.timeline.faults.iter().any(|step| step.reason.is_some());
+    if scenario.expect.ctl_p90_us_max.is_some() || gives_reasons {
+        command.arg("--ctl").arg(socket(scratch));
+    }
     command.args(["--io-queues", &scenario.io_queues.to_string()]);
     tcp_buffer(&mut command, scenario);
     command.args(["--target-pid", &target_pid.to_string()]);
