@@ -330,6 +330,9 @@ pub struct Settings {
     /// CRC32C over data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_digest: Option<bool>,
+    /// Connections kept ready for when a queue is lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub standby: Option<u16>,
     /// Receive buffer of a connection, bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rx_buffer: Option<u32>,
@@ -415,6 +418,7 @@ impl Settings {
             keep_alive_tmo: self.keep_alive_tmo.or(defaults.keep_alive_tmo),
             hdr_digest: self.hdr_digest.or(defaults.hdr_digest),
             data_digest: self.data_digest.or(defaults.data_digest),
+            standby: self.standby.or(defaults.standby),
             rx_buffer: self.rx_buffer.or(defaults.rx_buffer),
             tx_buffer: self.tx_buffer.or(defaults.tx_buffer),
             connect_tmo: self.connect_tmo.or(defaults.connect_tmo),
@@ -453,6 +457,7 @@ impl Settings {
             ensure!(fits, "{name} {size}: it is 16384 (16 KiB) to 16777216 (16 MiB)");
             *to = size as usize;
         }
+        config.standby = self.standby.unwrap_or(config.standby);
         config.hdgst = self.hdr_digest.unwrap_or(config.hdgst);
         config.ddgst = self.data_digest.unwrap_or(config.ddgst);
         self.apply_timers(config)
@@ -511,6 +516,7 @@ impl Settings {
             ("queue_size", self.queue_size.is_some()),
             ("hdr_digest", self.hdr_digest.is_some()),
             ("data_digest", self.data_digest.is_some()),
+            ("standby", self.standby.is_some()),
             ("rx_buffer", self.rx_buffer.is_some()),
             ("tx_buffer", self.tx_buffer.is_some()),
         ] {
@@ -685,6 +691,15 @@ ctrl_loss_tmo = "forever"
         assert!(error("nr_io_queues = 2").contains("nr_io_queues is no timer"));
         assert!(error("tcp_connect_tmo = 2").contains("exceeds connect timeout"));
         assert!(error("quiesce = \"off\"").contains("connect it with"));
+    }
+
+    #[test]
+    fn standby_connections_are_asked_for_by_number() {
+        let text = GOOD.replace("[defaults]", "[defaults]\nstandby = 2");
+        let config = Config::parse("f.toml", &text).unwrap();
+        assert_eq!(config.controllers["a"].standby, 2);
+        let told = controller("nqn = \"nqn.2026-01.x:y\"\nstandby = 3");
+        assert!(told.contains("standby of 3 exceeds 2: a controller has no more queues"), "{told}");
     }
 
     #[test]

@@ -135,6 +135,9 @@ pub struct Ctrl {
     pub attempts: u32,
     /// Times that it became live again.
     pub reconnects: u64,
+    /// Standby connections that are ready.
+    #[serde(default)]
+    pub standby: usize,
     /// What is known of the target's address.
     pub reach: String,
     /// Why it was lost the last time.

@@ -214,3 +214,24 @@ fn a_wrong_configuration_is_told_with_file_line_and_rule() {
     run.failed(2, &told);
     run.failed(2, "device");
 }
+
+#[test]
+fn standby_connections_are_taken_and_a_target_that_lets_none_wait_long_is_learned() {
+    let Some(rig) = rig(1500) else { return };
+    let _target = Target::xdp(&rig, "--backend ram:16M");
+    let disk = controller("disk", rig.target().xdp_addr(false)) + "standby = 2\n";
+    let config = Config::write(&format!("{}{disk}", xdp_lane(rig.host())));
+    let serve = Serve::start(&config);
+    let figure =
+        |name: &str| config.ctl("figures --json").ok().json()["figures"][name].as_u64().unwrap();
+    config.until("disk", |ctrl| ctrl["standby"] == 2);
+    config.ctl("reset disk").ok();
+    config.until("disk", |ctrl| ctrl["reconnects"] == 1 && ctrl["standby"] == 2);
+    assert_eq!((figure("standby_taken"), figure("standby_lost")), (2, 0));
+    // The target ends both after 5 s, and none after that.
+    config.until("disk", |_| figure("standby_lost") == 2);
+    thread::sleep(Duration::from_millis(6500));
+    assert_eq!((figure("standby"), figure("standby_lost")), (2, 2));
+    assert!(config.controller("disk")["reconnects"] == 1);
+    serve.end(Signal::TERM).ok();
+}
