@@ -84,6 +84,8 @@ pub struct VerifyLoad {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Timeline {
+    /// Dead controllers, where not as many as the file says.
+    pub dead: Option<u16>,
     /// Ways in which the targets go, in order.
     pub faults: Vec<Step>,
     /// Times that each comes.
@@ -262,6 +264,11 @@ impl Scenario {
         std::iter::once(&self.timeline).chain(&self.short)
     }
 
+    /// Addresses and ports of the dead targets.
+    fn places(&self) -> u16 {
+        self.addresses.saturating_mul(self.ports)
+    }
+
     /// Whether a target does something wrong.
     pub fn has_target_faults(&self) -> bool {
         let mut steps = self.timelines().flat_map(|timeline| &timeline.faults);
@@ -276,11 +283,13 @@ impl Scenario {
 
     fn check(&self) -> Result<()> {
         ensure!((1..=1000).contains(&self.dead), "dead: 1 to 1000 controllers");
+        let counts = self.timelines().filter_map(|timeline| timeline.dead);
+        let some_of_them = counts.min().is_none_or(|least| least >= self.places());
+        ensure!(some_of_them, "dead of a time line: no fewer than addresses times ports");
         ensure!(!self.depths.is_empty(), "depths: at least one");
         ensure!(self.depths.iter().all(|d| (0..=127).contains(d)), "depths: 0 to 127");
         ensure!((1..=ADDRS_MAX.into()).contains(&self.addresses), "addresses: 1 to {ADDRS_MAX}");
-        let places = u32::from(self.addresses) * u32::from(self.ports);
-        ensure!((1..=u32::from(self.dead)).contains(&places), "ports: no more than controllers");
+        ensure!((1..=self.dead).contains(&self.places()), "ports: no more than controllers");
         ensure!((1..=16).contains(&self.io_queues), "io_queues: 1 to 16");
         let fits = |step: &Step| !step.restart || matches!(step.fault, Fault::Target(_));
         let all_fit = self.timelines().flat_map(|timeline| &timeline.faults).all(fits);

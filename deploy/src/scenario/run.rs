@@ -111,6 +111,7 @@ fn adapted(scenario: &Scenario, options: &Options) -> Scenario {
         scenario.timeline = short;
         scenario.depths.truncate(1);
     }
+    scenario.dead = scenario.timeline.dead.unwrap_or(scenario.dead);
     if let Some(away) = options.away {
         scenario.timeline.away = away;
         scenario.timeline.faults.iter_mut().for_each(|step| step.away = None);
