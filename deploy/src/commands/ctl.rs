@@ -420,7 +420,11 @@ fn table(controllers: &[Ctrl]) -> String {
             c.attempts.to_string(),
             c.next_attempt_ms.map_or("-".into(), age),
             c.reach.clone(),
-            if c.awaited.is_empty() { "-".into() } else { c.awaited.clone() },
+            match (c.awaited.as_str(), c.waiting) {
+                ("", _) => "-".into(),
+                (awaited, 0) => awaited.into(),
+                (awaited, waiting) => format!("{awaited}; {waiting} I/O wait"),
+            },
             // Of one that is live, it is an old story: `--json` tells it.
             c.reason.clone().filter(|_| c.state != "live").unwrap_or("-".into()),
         ]

@@ -138,6 +138,15 @@ pub struct Ctrl {
     /// Standby connections that are ready.
     #[serde(default)]
     pub standby: usize,
+    /// Keep alives that had no answer when it was lost.
+    #[serde(default)]
+    pub keep_alives_lost: u64,
+    /// I/O that outlived its path, or was taken since, and waits.
+    #[serde(default)]
+    pub waiting: usize,
+    /// Of these, writes that the old path may still execute.
+    #[serde(default)]
+    pub quiescing: usize,
     /// What is known of the target's address.
     pub reach: String,
     /// Why it was lost the last time.
