@@ -186,3 +186,22 @@ fn a_device_that_comes_back_with_a_smaller_mtu_is_waited_for() {
         assert_at_rest(&mut host);
     });
 }
+
+#[test]
+fn a_device_that_was_in_another_namespace_is_freed_of_our_program_and_opened_again() {
+    in_rig(1500, |rig| {
+        let (mut host, mut target) = (open(rig.host()), open(rig.target()));
+        let dev = rig.host().dev();
+        let there = rig.target().netns();
+        set(rig.host(), &format!("netns {there}"));
+        assert_eq!(until_told(&mut host), LinkEvent::Down);
+        let mut back = rig.target().command("ip");
+        back.args(["link", "set", "dev", dev, "netns", rig.host().netns()]);
+        assert!(back.status().unwrap().success());
+        set(rig.host(), "up");
+        assert_eq!(until_told(&mut host), LinkEvent::Up);
+        passes(&mut host, &mut target, rig.target());
+        passes(&mut target, &mut host, rig.host());
+        assert_at_rest(&mut host);
+    });
+}

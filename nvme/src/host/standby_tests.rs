@@ -119,7 +119,7 @@ fn a_target_that_restarts_takes_its_standby_connections_with_it() {
 }
 
 #[test]
-fn a_standby_connection_that_the_target_has_forgotten_costs_one_round_trip() {
+fn a_standby_connection_that_the_target_has_forgotten_costs_a_round_trip_and_the_back_off() {
     let (mut world, id) = ready(1);
     world.fake.knobs.forgets_waiters = true;
     let now = world.now;
@@ -189,6 +189,21 @@ fn a_standby_connection_on_which_anything_was_said_is_not_used() {
         run_for(&mut world, Duration::from_secs(1));
         assert_eq!(world.host.status(id).standby, 1);
         assert_eq!(world.fake.term_reqs.len(), 0);
+    }
+}
+
+#[test]
+fn icresp_may_come_in_pieces() {
+    for seed in 0..20 {
+        let options = PipeOptions { cut_max: 7, ..PipeOptions::default() };
+        let mut world = World::new(seed, options);
+        let id = world.live(config(2));
+        run_for(&mut world, 10 * MS);
+        assert_eq!((world.host.status(id).standby, world.host.figures().standby_lost), (2, 0));
+        let now = world.now;
+        world.fake.reset(now, 1);
+        again(&mut world);
+        assert_eq!(world.host.figures().standby_taken, 2);
     }
 }
 
