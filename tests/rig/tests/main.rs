@@ -6,6 +6,7 @@
 // A test fails by panicking; what is not marked as one here only helps them.
 #![allow(clippy::unwrap_used)]
 
+mod announce;
 mod commands;
 mod faults;
 mod io;
