@@ -111,7 +111,8 @@ impl Default for Reconnect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Requeue {
     /// Since the outage began: then all of it ends with Host Pathing Error, and new I/O does so
-    /// at once, until the controller is live.
+    /// at once, until the controller is live. A write that is not quiet by then ends too, be the
+    /// controller live or not: so it does where the controller rounds KATO up far enough.
     pub fast_io_fail: Duration,
     /// How long writes wait that may still be executed by the old path.
     pub quiesce: Quiesce,
