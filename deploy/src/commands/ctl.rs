@@ -91,8 +91,11 @@ pub enum FaultsWhat {
         /// The fault.
         spec: String,
     },
-    /// End all of them.
-    Clear,
+    /// End all of them, or only those that are written so.
+    Clear {
+        /// The fault, as `list` shows it.
+        spec: Option<String>,
+    },
 }
 
 /// A new controller.
@@ -137,7 +140,9 @@ fn ask(args: CtlArgs) -> Result<Exit> {
         What::Reset { name } => named(Cmd::Reset, name),
         What::Disconnect { name } => named(Cmd::Disconnect, name),
         What::Faults(FaultsWhat::List) => Request::new(Cmd::Faults),
-        What::Faults(FaultsWhat::Clear) => Request::new(Cmd::ClearFaults),
+        What::Faults(FaultsWhat::Clear { spec }) => {
+            Request { spec: spec.clone(), ..Request::new(Cmd::ClearFaults) }
+        }
         What::Faults(FaultsWhat::Add { spec }) => {
             Request { spec: Some(spec.clone()), ..Request::new(Cmd::AddFault) }
         }

@@ -298,7 +298,7 @@ impl Job for Serve<'_> {
         serve(&mut target, poll, &self.stop, &mut self.faults, &mut self.ctl)?;
         if target.frozen_until().is_some() {
             // Who is asked to end does.
-            self.faults.clear(Instant::monotonic(), &mut target)?;
+            self.faults.clear(Instant::monotonic(), &mut target, None)?;
         }
         end(&mut target)?;
         teller.end(&target.stats())

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::Faults;
 use super::spec::Spec;
-use crate::serve::proto::{self, Cmd, Request};
+use crate::serve::proto::{self, Cmd, Ctrl, List, PAGE, Request, V};
 use crate::serve::server::{Answer, Answers, Server};
 use crate::serve::show;
 
@@ -74,12 +74,16 @@ impl<T: Transport> Told<'_, T> {
         match request.cmd {
             Cmd::Faults => answer["faults"] = json!(self.faults.list(now, self.target)),
             Cmd::AddFault => {
-                let text = request.spec.as_deref().context("it needs a \"spec\"")?;
-                let spec: Spec = text.parse().map_err(Error::msg)?;
+                let spec = spec(request)?.context("it needs a \"spec\"")?;
                 answer["fault"] = spec.to_string().into();
                 answer["met"] = self.faults.add(now, self.target, spec)?.into();
             }
-            Cmd::ClearFaults => self.faults.clear(now, self.target)?,
+            Cmd::ClearFaults => self.faults.clear(now, self.target, spec(request)?.as_ref())?,
+            Cmd::List => {
+                let list = self.list(now, request.after.as_deref())?;
+                let line = serde_json::to_string(&list)?;
+                return Ok(Answer { line, rest: request.another_page(list.next) });
+            }
             Cmd::Connections => {
                 let transport = self.target.transport();
                 let page = show::connections(transport, now, request.after.as_deref())?;
@@ -88,12 +92,40 @@ impl<T: Transport> Told<'_, T> {
             }
             Cmd::Figures => answer["figures"] = figures(self.target),
             _ => bail!(
-                "this is a target: it knows faults, connections and figures; what else there is \
-                 to ask, `moorline serve` knows"
+                "this is a target: it knows list, faults, connections and figures; what else there \
+                 is to ask, `moorline serve` knows"
             ),
         }
         Ok(answer.into())
     }
+
+    /// A page of the target's controllers, those in places after `after`.
+    fn list(&self, now: Instant, after: Option<&str>) -> Result<List> {
+        let from = match after {
+            None => 0,
+            Some(place) => place.parse::<u32>().context("\"after\" is a place")?.saturating_add(1),
+        };
+        let mut page = self.target.controllers_from(from, PAGE + 1);
+        let more = page.len() > PAGE;
+        page.truncate(PAGE);
+        let next = page.last().filter(|_| more).map(|last| last.index.to_string());
+        let controllers = page.into_iter().map(|report| Ctrl {
+            name: report.cntlid.to_string(),
+            addr: report.peer.to_string(),
+            nqn: report.hostnqn,
+            state: if report.is_ready { "live" } else { "enabling" }.to_owned(),
+            since_ms: now.since(report.since).as_micros() as f64 / 1e3,
+            awaited: if report.keep_alive.is_some() { "Keep Alive" } else { "" }.to_owned(),
+            reach: "reachable".to_owned(),
+            timers: show::timers(now, report.keep_alive.map(|at| ("keep-alive", at)).as_slice()),
+            ..Ctrl::default()
+        });
+        Ok(List { v: V, ok: true, controllers: controllers.collect(), next })
+    }
+}
+
+fn spec(request: &Request) -> Result<Option<Spec>> {
+    request.spec.as_deref().map(|text| text.parse().map_err(Error::msg)).transpose()
 }
 
 impl<T: Transport> Answers for Told<'_, T> {

@@ -110,14 +110,22 @@ impl Faults {
         Ok(met)
     }
 
-    /// Ends all of them.
+    /// Ends all of them, or `only` those.
     ///
     /// # Errors
-    /// When faults are not allowed, or a port cannot be listened on again.
-    pub fn clear<T: Transport>(&mut self, now: Instant, target: &mut Target<T>) -> Result<()> {
+    /// When faults are not allowed, a port cannot be listened on again, or there are none of those.
+    pub fn clear<T: Transport>(
+        &mut self,
+        now: Instant,
+        target: &mut Target<T>,
+        only: Option<&Spec>,
+    ) -> Result<()> {
         self.allow()?;
         let mut first = Ok(());
-        for one in std::mem::take(&mut self.all) {
+        let ends = |one: &mut One| only.is_none_or(|only| one.spec == *only);
+        let ending: Vec<_> = self.all.extract_if(.., ends).collect();
+        ensure!(only.is_none() || !ending.is_empty(), "there is no such fault in force");
+        for one in ending {
             let ended = self.end(now, target, &one);
             first = first.and(ended);
         }
@@ -224,7 +232,7 @@ mod tests {
     fn nothing_goes_wrong_where_that_was_not_allowed() {
         let (mut faults, mut target) = (Faults::new(false, None), target());
         let add = faults.add(Instant::ZERO, &mut target, spec("busy")).unwrap_err();
-        let clear = faults.clear(Instant::ZERO, &mut target).unwrap_err();
+        let clear = faults.clear(Instant::ZERO, &mut target, None).unwrap_err();
         for error in [add, clear, faults.begin(Instant::ZERO, &[spec("busy")]).unwrap_err()] {
             assert!(error.to_string().contains("--allow-faults"), "{error}");
         }
@@ -270,7 +278,11 @@ mod tests {
         assert_eq!(target.frozen_until(), None);
         // The port is open again, or it could not be closed.
         faults.add(now, &mut target, spec("port-closed")).unwrap();
-        faults.clear(now, &mut target).unwrap();
+        let only = spec("late=5ms");
+        faults.clear(now, &mut target, Some(&only)).unwrap();
+        assert_eq!(shown(&faults, now, &target), [("port-closed".to_owned(), None)]);
+        assert!(faults.clear(now, &mut target, Some(&only)).is_err());
+        faults.clear(now, &mut target, None).unwrap();
         assert!(faults.list(now, &target).is_empty());
     }
 
@@ -281,7 +293,7 @@ mod tests {
             faults.add(Instant::ZERO, &mut target, spec("busy")).unwrap();
         }
         assert!(faults.add(Instant::ZERO, &mut target, spec("busy")).is_err());
-        faults.clear(Instant::ZERO, &mut target).unwrap();
+        faults.clear(Instant::ZERO, &mut target, None).unwrap();
         faults.add(Instant::ZERO, &mut target, spec("busy")).unwrap();
     }
 }

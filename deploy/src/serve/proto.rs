@@ -64,7 +64,7 @@ pub struct Request {
     /// `connect`, `set`: as in the configuration file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller: Option<Box<Settings>>,
-    /// `add-fault`: as on the command line of `moorline target`.
+    /// `add-fault`, and `clear-faults` of one: as on the command line of `moorline target`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<String>,
 }

@@ -161,7 +161,7 @@ fn buckets(buckets: &Buckets) -> Value {
     })
 }
 
-fn timers(now: Instant, armed: &[(&'static str, Instant)]) -> Vec<Timer> {
+pub(crate) fn timers(now: Instant, armed: &[(&'static str, Instant)]) -> Vec<Timer> {
     let timer = |&(name, at): &(&str, _)| Timer { name: name.to_owned(), left_ms: left(now, at) };
     armed.iter().map(timer).collect()
 }

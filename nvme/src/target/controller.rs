@@ -49,6 +49,8 @@ pub(super) struct Controller {
     kato_ms: u32,
     /// Closed after this without KATO (discovery).
     lifetime: Option<Duration>,
+    /// When it was connected.
+    pub since: Instant,
     alive_at: Instant,
     /// Keep alive was found due once; it counts when it still is in the next turn, after what
     /// had arrived is taken in.
@@ -97,6 +99,7 @@ impl Controller {
             discovery_masked: false,
             kato_ms: 0,
             lifetime: subsystem.is_none().then_some(lifetime),
+            since: now,
             alive_at: now,
             overdue: false,
             cc: Cc(0),

@@ -18,12 +18,14 @@ mod identify;
 mod io;
 mod log;
 mod pool;
+mod report;
 mod subsystem;
 mod transfer;
 
 pub use config::TargetConfig;
 pub use driver::Target;
 pub use faults::{Fault, FaultScope, Hold};
+pub use report::ControllerReport;
 pub use subsystem::{NSID_MAX, Subsystem};
 
 /// What a target has done since it was made.

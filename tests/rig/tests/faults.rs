@@ -28,10 +28,14 @@ impl Ctl {
         &self.0
     }
 
-    fn faults(&self, args: &str) -> Run {
+    fn ask(&self, args: &str) -> Run {
         let mut command = Command::new(MOORLINE);
-        command.args(["ctl", "--socket"]).arg(&self.0).arg("faults");
+        command.args(["ctl", "--socket"]).arg(&self.0);
         finish(start(command.args(args.split_whitespace())))
+    }
+
+    fn faults(&self, args: &str) -> Run {
+        self.ask(&format!("faults {args}"))
     }
 
     /// The faults in force, and how often each was met.
@@ -133,6 +137,10 @@ fn a_controller_is_lost_to_each_fault_and_back_without_it_on_kernel_sockets() {
     let _target = Target::kernel(rig, &args);
     let serve = Serve::start(&config);
     config.until("here", is_live);
+    let list = ctl.ask("list --json").ok().json();
+    let controllers = list["controllers"].as_array().unwrap();
+    assert!(controllers.len() == 1 && is_live(&controllers[0]), "{list:#}");
+    assert_eq!(controllers[0]["timers"][0]["name"], "keep-alive", "{list:#}");
     lost_and_back(&config, &ctl, OF_TARGETS);
     ctl.faults("add swallow-syn").failed(1, "it needs --transport xdp");
     drop(serve);

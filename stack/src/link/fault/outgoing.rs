@@ -27,10 +27,10 @@ impl FaultyTx {
         self.room = room;
     }
 
-    /// Gives the link inside what is not lost.
+    /// Gives the link inside what is not lost. One that is down has no room: what was for it is.
     pub(super) fn leave(&mut self, inner: &mut impl LinkTx, mut lost: impl FnMut(&[u8]) -> bool) {
         for frame in self.staged.drain(..) {
-            if !lost(&frame) {
+            if !lost(&frame) && inner.room() > 0 {
                 inner.transmit(frame.len(), |out| out.copy_from_slice(&frame));
             }
             self.free.push(frame);
