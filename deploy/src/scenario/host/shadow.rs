@@ -150,7 +150,7 @@ impl Shadow {
             this.seen = this.seen.max(generation);
             return Found::Right;
         }
-        if generation < this.seen || (generation > 0 && generation == this.again) {
+        if generation > 0 && (generation < this.seen || generation == this.again) {
             Found::Repeated
         } else {
             Found::Lost
@@ -224,9 +224,10 @@ mod tests {
         assert_eq!(bench.find(0), Found::Right);
         bench.acked();
         assert_eq!(bench.find(1), Found::Right);
-        assert_eq!(bench.find(0), Found::Repeated, "1 was seen");
+        assert_eq!(bench.find(0), Found::Lost, "no write left zeroes");
         bench.acked();
         assert_eq!(bench.find(1), Found::Lost, "2 was never seen");
+        assert_eq!([bench.find(2), bench.find(1)], [Found::Right, Found::Repeated]);
     }
 
     #[test]
