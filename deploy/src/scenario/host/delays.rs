@@ -29,10 +29,15 @@ impl Delays {
     /// Those of this thread, of the process of a target, and of ksoftirqd.
     pub fn new(target: Option<u32>) -> Self {
         let target = target.map_or(String::new(), |pid| format!("/proc/{pid}/schedstat"));
+        Self::of("/proc/thread-self/schedstat", &target, &softirqs())
+    }
+
+    /// Those that these files tell of.
+    pub fn of(host: &str, target: &str, softirqs: &[String]) -> Self {
         let mut this = Self {
-            host: Delay::new("/proc/thread-self/schedstat"),
-            target: Delay::new(&target),
-            softirqs: softirqs().iter().map(|path| Delay::new(path)).collect(),
+            host: Delay::new(host),
+            target: Delay::new(target),
+            softirqs: softirqs.iter().map(|path| Delay::new(path)).collect(),
         };
         this.mark();
         this
@@ -40,9 +45,16 @@ impl Delays {
 
     /// From now on.
     pub fn mark(&mut self) {
-        self.host.mark();
-        self.target.mark();
-        self.softirqs.iter_mut().for_each(Delay::mark);
+        self.all().for_each(Delay::mark);
+    }
+
+    /// From the mark before this one, as if there had been none since.
+    pub fn unmark(&mut self) {
+        self.all().for_each(|delay| delay.marked = delay.before);
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Delay> {
+        [&mut self.host, &mut self.target].into_iter().chain(&mut self.softirqs)
     }
 
     /// Since the mark.
@@ -73,14 +85,17 @@ fn softirqs() -> Vec<String> {
 struct Delay {
     schedstat: Option<File>,
     marked: u64,
+    /// The mark before.
+    before: u64,
 }
 
 impl Delay {
     fn new(path: &str) -> Self {
-        Self { schedstat: File::open(path).ok(), marked: 0 }
+        Self { schedstat: File::open(path).ok(), marked: 0, before: 0 }
     }
 
     fn mark(&mut self) {
+        self.before = self.marked;
         self.marked = self.read();
     }
 
@@ -99,6 +114,21 @@ impl Delay {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_delay_counts_from_the_mark_or_from_the_one_before() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let waited = |ns: u64| fs::write(file.path(), format!("1 {ns} 1\n")).unwrap();
+        waited(1000);
+        let path = file.path().to_str().unwrap();
+        let mut delays = Delays::of(path, "", &[path.to_owned()]);
+        waited(4000);
+        assert_eq!(delays.since_mark().host, Duration::from_nanos(3000));
+        delays.mark();
+        assert_eq!(delays.since_mark().softirqs, [Duration::ZERO]);
+        delays.unmark();
+        assert_eq!(delays.since_mark().softirqs, [Duration::from_nanos(3000)]);
+    }
 
     #[test]
     fn a_thread_that_cannot_be_seen_has_no_delay() {

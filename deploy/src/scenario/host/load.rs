@@ -170,13 +170,25 @@ impl Load {
         self.gap_less_delay = self.gap_less_delay.max(less_delay);
     }
 
-    /// Reads run delay now and then, and closes a tick when it is over.
-    pub fn tick(&mut self, now: Instant, retransmits: impl Fn() -> u64) -> Option<Value> {
+    /// Reads run delay now and then, and closes a tick when it is over. `clock` is read after
+    /// that, not at the turn's begin: where the turn itself was held up, after its I/O ended, a
+    /// gap has begun whose delay has already been counted.
+    pub fn tick(
+        &mut self,
+        now: Instant,
+        clock: impl Fn() -> Instant,
+        retransmits: impl Fn() -> u64,
+    ) -> Option<Value> {
         if now >= self.next_delay && now.since(self.last) < GAP {
             // Only between two ends that are close: what a gap lost is not to be split.
+            let sent_again = retransmits();
             self.delays.mark();
-            self.retransmits = retransmits();
-            self.next_delay = now + DELAY_EVERY;
+            if clock().since(self.last) < GAP {
+                self.retransmits = sent_again;
+                self.next_delay = now + DELAY_EVERY;
+            } else {
+                self.delays.unmark();
+            }
         }
         if now < self.next_tick {
             return None;
@@ -211,20 +223,44 @@ mod tests {
         Instant::from_nanos(us * 1000)
     }
 
+    /// A read that ends.
+    fn end(load: &mut Load, us: u64) {
+        let io = load.next_io(8).expect("one at a time");
+        let (ctrl, submitted) = (CtrlId { index: 0, generation: 0 }, at(us - 20));
+        let (tag, status) = (io.tag, Status::SUCCESS);
+        let done = IoDone { ctrl, qpair: 0, tag, status, buf: io.buf, submitted };
+        load.ended(at(us), done, || 2);
+    }
+
     /// Reads that end at these microseconds, each with the length of its turn; then the tick.
     fn play(ends: &[(u64, u64)]) -> Value {
         let mut load = Load::new(at(1), 1, Delays::default()).unwrap();
-        for &(end, turn) in ends {
-            let io = load.next_io(8).expect("one at a time");
-            let (ctrl, submitted) = (CtrlId { index: 0, generation: 0 }, at(end - 20));
-            let (tag, status) = (io.tag, Status::SUCCESS);
-            let done = IoDone { ctrl, qpair: 0, tag, status, buf: io.buf, submitted };
+        for &(us, turn) in ends {
             load.turn_begins(Duration::from_micros(3));
-            load.ended(at(end), done, || 2);
+            end(&mut load, us);
             load.turn_ended(Duration::from_micros(turn));
-            assert!(load.tick(at(end), || 0).is_none());
+            assert!(load.tick(at(us), || at(us), || 0).is_none());
         }
-        load.tick(load.next_tick, || 0).expect("it is over")
+        let over = load.next_tick;
+        load.tick(over, || over, || 0).expect("it is over")
+    }
+
+    #[test]
+    fn run_delay_of_a_turn_that_was_held_up_counts_for_the_gap_that_it_made() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let waited = |us: u64| std::fs::write(file.path(), format!("1 {us}000 1\n")).unwrap();
+        waited(0);
+        let delays = Delays::of(file.path().to_str().unwrap(), "", &[]);
+        let mut load = Load::new(at(1), 1, delays).unwrap();
+        end(&mut load, 20_000);
+        // Only now, behind the end, others have the CPU for 30 ms.
+        waited(30_000);
+        assert!(load.tick(at(20_000), || at(50_010), || 0).is_none());
+        end(&mut load, 50_020);
+        assert_eq!(load.gap_less_delay, Duration::from_micros(20));
+        assert!(load.tick(at(50_020), || at(50_030), || 0).is_none());
+        end(&mut load, 53_000);
+        assert_eq!(load.gap_less_delay, Duration::from_micros(2980), "it is marked now");
     }
 
     #[test]

@@ -143,7 +143,8 @@ impl<T: Transport> Reactor<T> {
 
     fn tick(&mut self, now: Instant) -> Result<()> {
         let (host, slots) = (&self.host, &self.slots);
-        let Some(mut line) = self.load.tick(now, || retransmits(host, slots)) else {
+        let Some(mut line) = self.load.tick(now, Instant::monotonic, || retransmits(host, slots))
+        else {
             return Ok(());
         };
         let syns = self.host.transport().stats().syns;
