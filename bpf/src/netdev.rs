@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// The index of the interface called `name`.
 ///
@@ -85,6 +85,13 @@ pub fn driver(name: &str) -> io::Result<String> {
 /// is one system call, and takes no lock.
 #[derive(Debug)]
 pub struct View(OwnedFd);
+
+impl AsFd for View {
+    /// A socket on which nothing ever arrives.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl View {
     /// Of the calling thread's network namespace.

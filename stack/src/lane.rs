@@ -6,7 +6,6 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 pub use moorline_bpf::Mode;
@@ -114,7 +113,8 @@ pub(crate) fn assemble(options: &LaneOptions) -> Result<Parts, Error> {
         vlan: options.vlan,
     })?;
     let socket = Socket::open(ifname, &Options { mtu, ..options.socket.clone() })?;
-    steering.register(options.socket.queue, socket.as_fd())?;
+    let fd = socket.fd().expect("it has just been opened");
+    steering.register(options.socket.queue, fd)?;
     let report = socket.report();
     tracing::info!(
         ifname,

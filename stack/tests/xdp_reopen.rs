@@ -205,3 +205,25 @@ fn a_device_that_was_in_another_namespace_is_freed_of_our_program_and_opened_aga
         assert_at_rest(&mut host);
     });
 }
+
+#[test]
+fn a_link_whose_driver_is_stuck_is_made_anew_on_the_same_device() {
+    in_rig(9000, |rig| {
+        let (mut host, mut target) = (open(rig.host()), open(rig.target()));
+        for _ in 0..3 {
+            passes(&mut host, &mut target, rig.target());
+            let mac = host.mac();
+            host.reopen(Instant::monotonic(), "a test wants it");
+            assert_eq!(host.poll_event(), Some(LinkEvent::Down));
+            for _ in 0..2 * ROOM {
+                ask(&mut host, rig.target());
+            }
+            assert_eq!((host.tx().room(), host.is_whole()), (ROOM, true));
+            assert_eq!(until_told(&mut host), LinkEvent::Up);
+            assert_eq!(host.mac(), mac);
+            passes(&mut target, &mut host, rig.host());
+            assert_at_rest(&mut host);
+        }
+        assert!(host.ring_stats().tx_discarded >= 6 * ROOM as u64);
+    });
+}

@@ -60,11 +60,11 @@ pub trait Link {
 
     /// Closes a turn: hands queued frames to the device, with one wakeup.
     ///
-    /// A device that is down or gone is no error: frames are dropped until it is back
+    /// A device that is down, gone or stuck is no error: frames are dropped until it is back
     /// ([`Link::poll_event`]).
     ///
     /// # Errors
-    /// When the device is stuck (completions that never come), or the link cannot be used.
+    /// When the link cannot be used, for good.
     fn flush(&mut self, now: Instant) -> io::Result<()>;
 
     /// When the link itself wants the next turn (a simulated delivery, a wakeup to repeat, the

@@ -46,7 +46,8 @@ pub const ALSO_MAX: usize = 7;
 
 /// One queue of an interface, opened by [`lane::open`].
 ///
-/// While the interface is down or gone, nothing is received and frames sent are dropped. It is
+/// While the interface is down or gone, nothing is received and frames sent are dropped; so too
+/// when frames sent do not come back for a second, as if it were gone. It is
 /// looked for every 20 ms, by a system call or two that take no lock (1 µs). Once it is there, up,
 /// and its MTU not smaller than before, the lane is made anew by a thread of its own, since the
 /// kernel may take its time (15 ms, more while others change interfaces); after a failure there is
@@ -59,7 +60,7 @@ pub struct XdpLink {
     mac: [u8; 6],
     mode: Mode,
     steering: Option<Steering>, // detached before the socket is closed
-    /// While the interface is gone: buried.
+    /// While the interface is gone: closed.
     socket: Socket,
     /// Counters of the sockets before this one.
     before: RingStats,
@@ -163,26 +164,36 @@ impl XdpLink {
             }
             return Ok(());
         };
-        let gone = match error.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::NETDOWN) => false,
-            Some(Errno::NXIO) => self.socket.is_unbound()?,
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::NXIO) if self.socket.is_unbound()? => self.away(now, true, GONE),
+            Some(Errno::NXIO | Errno::NETDOWN) => self.away(now, false, DOWN),
             _ => return Err(error),
-        };
+        }
+        Ok(())
+    }
+
+    /// There is no link from now on; if `gone`, not with this socket.
+    fn away(&mut self, now: Instant, gone: bool, why: &str) {
         self.watchdog = Watchdog::default();
         self.flush_again = None;
-        let sender = self.socket.sender();
         if gone {
-            sender.bury();
+            self.socket.close();
         } else {
-            sender.discard();
+            self.socket.sender().discard();
         }
         if self.presence.is_up() {
             self.obstacle.clear();
         }
         if self.presence.away(now, gone) {
-            self.hindered(if gone { GONE } else { DOWN }.to_owned());
+            self.hindered(why.to_owned());
         }
-        Ok(())
+    }
+
+    /// Gives the socket up and makes the lane anew, as after the interface was gone.
+    pub fn reopen(&mut self, now: Instant, why: &str) {
+        if matches!(self.presence.state(), State::Up | State::Down) {
+            self.away(now, true, why);
+        }
     }
 
     /// Whether an interface of that name is there and can be used: if so, it is opened.
@@ -356,16 +367,16 @@ impl Link for XdpLink {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
-        let socket = self.socket.as_fd();
+        let nothing = self.netns.view.as_fd();
         let steering = self.steering.as_ref().filter(|_| hears);
-        let ring = steering.map_or(socket, |steering| steering.announcements().as_fd());
+        let ring = steering.map(|steering| steering.announcements().as_fd());
         let mut fds: [PollFd<'_>; 2 + ALSO_MAX] = std::array::from_fn(|i| {
             let fd = match i {
-                0 => socket,
+                0 => self.socket.fd(),
                 1 => ring,
-                _ => *also.get(i - 2).unwrap_or(&socket),
+                _ => also.get(i - 2).copied(),
             };
-            PollFd::from_borrowed_fd(fd, PollFlags::IN)
+            PollFd::from_borrowed_fd(fd.unwrap_or(nothing), PollFlags::IN)
         });
         let ready = poll(&mut fds[..2 + also.len()], Some(&timeout));
         self.syscalls += 1;
@@ -406,15 +417,11 @@ impl XdpLink {
         }
         let sender = self.socket.sender();
         let (in_flight, completions) = (sender.in_flight(), sender.completions());
-        let Some(stuck) = self.watchdog.observe(now, in_flight, completions) else { return Ok(()) };
-        Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!(
-                "interface {}: no completion for {stuck:?}, {in_flight} frames in flight: the \
-                 driver is stuck, reopen the lane",
-                self.ifname()
-            ),
-        ))
+        if let Some(stuck) = self.watchdog.observe(now, in_flight, completions) {
+            let stuck = format!("no completion for {stuck:?}, {in_flight} frames in flight");
+            self.reopen(now, &stuck);
+        }
+        Ok(())
     }
 }
 

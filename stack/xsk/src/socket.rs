@@ -4,7 +4,7 @@
 use std::ffi::c_int;
 use std::io;
 use std::num::NonZeroU32;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::str::FromStr;
 use std::sync::Once;
 use std::thread;
@@ -32,11 +32,14 @@ const SEND_BUFFER: c_int = 4 << 20;
 /// `XDP_MAX_TX_SKB_BUDGET`, newer than the C library's headers.
 const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
 
-/// An AF_XDP socket, bound. The XDP program is not its business.
+/// An AF_XDP socket, bound until it is closed. The XDP program is not its business.
 #[derive(Debug)]
 pub struct Socket {
-    rx: Receiver,
+    /// `None`: it is closed.
+    rx: Option<Receiver>,
     tx: Sender,
+    /// What it had counted when it was closed.
+    counted: RingStats,
     report: Report,
 }
 
@@ -105,7 +108,14 @@ impl Socket {
     /// with the sending half. Returns how many.
     pub fn receive(&mut self, budget: usize, each: &mut impl FnMut(&[u8], &mut Sender)) -> usize {
         self.tx.reap();
-        self.rx.receive(budget, &mut self.tx, each)
+        self.rx.as_mut().map_or(0, |rx| rx.receive(budget, &mut self.tx, each))
+    }
+
+    /// Closes it, and frees its UMEM: nothing is received from now on, and what is sent is dropped.
+    pub fn close(&mut self) {
+        self.counted = self.stats();
+        self.rx = None;
+        self.tx.close();
     }
 
     /// Takes back sent frames.
@@ -125,9 +135,22 @@ impl Socket {
 
     /// Counters since it was opened; one system call.
     pub fn stats(&self) -> RingStats {
-        let (rx, tx) = (self.rx.counts(), self.tx.counts());
+        let tx = self.tx.counts();
+        let tx = RingStats {
+            tx_frames: tx.frames,
+            tx_bytes: tx.bytes,
+            tx_discarded: tx.discarded,
+            wakeups_refused: tx.kicks_refused,
+            syscalls: tx.kicks,
+            ..RingStats::default()
+        };
+        let (Some(rx), Some(fd)) = (&self.rx, self.tx.fd()) else {
+            let RingStats { tx_frames, tx_bytes, tx_discarded, .. } = tx;
+            return RingStats { tx_frames, tx_bytes, tx_discarded, ..self.counted };
+        };
+        let rx = rx.counts();
         // It fails only for a socket without the option: then the kernel's counters stay 0.
-        let kernel = self.tx.fd().xdp_statistics().unwrap_or_default();
+        let kernel = fd.xdp_statistics().unwrap_or_default();
         RingStats {
             rx_frames: rx.frames,
             rx_bytes: rx.bytes,
@@ -136,12 +159,9 @@ impl Socket {
             rx_dropped: kernel.rx_dropped(),
             rx_ring_full: kernel.rx_ring_full(),
             rx_fill_empty: kernel.rx_fill_ring_empty_descs(),
-            tx_frames: tx.frames,
-            tx_bytes: tx.bytes,
-            tx_discarded: tx.discarded,
             invalid_descs: kernel.rx_invalid_descs() + kernel.tx_invalid_descs(),
-            wakeups_refused: tx.kicks_refused,
-            syscalls: rx.syscalls + tx.kicks,
+            syscalls: rx.syscalls + tx.syscalls,
+            ..tx
         }
     }
 
@@ -152,13 +172,19 @@ impl Socket {
     /// # Errors
     /// Of the system call.
     pub fn is_unbound(&self) -> io::Result<bool> {
-        let errno: c_int = sockopt::read(self.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR)?;
+        let Some(fd) = self.fd() else { return Ok(true) };
+        let errno: c_int = sockopt::read(fd, libc::SOL_SOCKET, libc::SO_ERROR)?;
         Ok(errno != 0)
     }
 
     /// Whether each chunk is in exactly one place. Slow: for tests.
     pub fn is_whole(&self) -> bool {
-        self.rx.is_whole() && self.tx.is_whole()
+        self.rx.as_ref().is_none_or(Receiver::is_whole) && self.tx.is_whole()
+    }
+
+    /// The socket, while it is open.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.tx.fd().map(borrow)
     }
 }
 
@@ -181,12 +207,6 @@ impl RingStats {
             wakeups_refused: self.wakeups_refused + other.wakeups_refused,
             syscalls: self.syscalls + other.syscalls,
         }
-    }
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        borrow(self.tx.fd())
     }
 }
 
@@ -269,7 +289,7 @@ impl Bound {
             ring_len: self.ring_len,
             need_wakeup: options.need_wakeup,
         });
-        Socket { rx, tx, report }
+        Socket { rx: Some(rx), tx, counted: RingStats::default(), report }
     }
 }
 

@@ -14,12 +14,12 @@ use crate::{BATCH, CHUNK, CHUNK_ROOM, CONTINUED};
 ///
 /// Invariant: the chunks from `base` on belong to this half, in slots of `chunks` each. A slot is
 /// *free* (in `free`, ours to write, nothing of it outstanding) or *in flight* (`outstanding` of
-/// its chunks are queued, in the TX ring, or in the completion ring).
+/// its chunks are queued, in the TX ring, or in the completion ring). Of a socket that is closed
+/// all slots are free: what is sent is written into `scratch`, and dropped.
 #[derive(Debug)]
 pub struct Sender {
-    tx: TxQueue,
-    completion: CompQueue,
-    umem: Umem,
+    /// `None`: the socket is closed.
+    rings: Option<Rings>,
     /// First chunk of this half.
     base: usize,
     /// Chunks a slot.
@@ -33,14 +33,19 @@ pub struct Sender {
     /// Written, but not yet in the TX ring.
     queued: Vec<FrameDesc>,
     completed: Box<[FrameDesc; BATCH]>,
-    /// A frame of several descriptors is written here, then cut.
+    /// A frame of several descriptors is written here, then cut; as long as a frame may be.
     scratch: Box<[u8]>,
     frame_max: usize,
     ring_len: u32,
     need_wakeup: bool,
-    /// The kernel has let go of the socket: nothing is sent, and nothing comes back.
-    buried: bool,
     counts: TxCounts,
+}
+
+#[derive(Debug)]
+struct Rings {
+    tx: TxQueue,
+    completion: CompQueue,
+    umem: Umem,
 }
 
 /// What was sent.
@@ -72,11 +77,8 @@ impl Sender {
         let Parts { tx, completion, umem, descs, chunks, frame_max, ring_len, need_wakeup } = parts;
         assert!(descs.len() <= ring_len as usize, "the TX ring holds all chunks for sending");
         let slots = descs.len() / chunks;
-        let scratch = if chunks > 1 { frame_max } else { 0 };
         Self {
-            tx,
-            completion,
-            umem,
+            rings: Some(Rings { tx, completion, umem }),
             base: descs[0].addr() / CHUNK,
             chunks,
             queued: Vec::with_capacity(descs.len()),
@@ -85,11 +87,10 @@ impl Sender {
             outstanding: vec![0; slots].into(),
             in_flight: 0,
             completed: Box::new([FrameDesc::default(); BATCH]),
-            scratch: vec![0; scratch].into(),
+            scratch: vec![0; frame_max].into(),
             frame_max,
             ring_len,
             need_wakeup,
-            buried: false,
             counts: TxCounts::default(),
         }
     }
@@ -116,6 +117,12 @@ impl Sender {
     /// When [`Sender::room`] is 0, or `len` is 0 or more than the MTU and the L2 headers.
     pub fn transmit<R>(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         assert!(len > 0 && len <= self.frame_max, "{len} bytes are not a frame of this link");
+        if self.rings.is_none() {
+            self.counts.frames += 1;
+            self.counts.bytes += len as u64;
+            self.counts.discarded += 1;
+            return fill(&mut self.scratch[..len]);
+        }
         let slot = *self.free.last().expect("the caller has looked at `room`") as usize;
         let first = slot * self.chunks;
         let (result, n) = if len <= CHUNK_ROOM {
@@ -148,23 +155,22 @@ impl Sender {
         options: u32,
         fill: impl FnOnce(&mut [u8]) -> R,
     ) -> R {
+        let rings = self.rings.as_mut().expect("frames are written while it is open");
         let desc = &mut self.descs[i];
         desc.set_options(options);
         // SAFETY: by the invariant the chunk is ours (its slot is free) and `descs` is of this
         // UMEM; `&mut self` keeps others away while it is written.
-        let mut data = unsafe { self.umem.data_mut(desc) };
+        let mut data = unsafe { rings.umem.data_mut(desc) };
         data.cursor().set_pos(len);
         fill(&mut data.contents_mut()[..len]) // the length is checked here
     }
 
     /// Takes back what has been sent.
     pub(crate) fn reap(&mut self) {
-        if self.buried {
-            return;
-        }
         loop {
+            let Some(rings) = &mut self.rings else { return };
             // SAFETY: the queue and `completed` belong to the same UMEM.
-            let n = unsafe { self.completion.consume(&mut self.completed[..]) };
+            let n = unsafe { rings.completion.consume(&mut self.completed[..]) };
             for i in 0..n {
                 self.take_back(self.completed[i].addr());
             }
@@ -204,12 +210,10 @@ impl Sender {
         self.assert_conserved();
     }
 
-    /// The kernel has let go of the socket (`ENXIO`): frames in flight are lost, and their slots
-    /// free. What is queued from now on goes nowhere; [`Sender::discard`] drops it.
-    pub fn bury(&mut self) {
+    /// Closes this half: frames in flight are lost, and their slots free.
+    pub(crate) fn close(&mut self) {
         self.discard();
-        self.buried = true;
-        // Nobody reads these chunks any more, unless to send them on a device that is gone.
+        self.rings = None; // nobody reads or writes these chunks any more
         for (slot, outstanding) in self.outstanding.iter_mut().enumerate() {
             if std::mem::take(outstanding) > 0 {
                 self.free.push(slot as u32);
@@ -226,13 +230,15 @@ impl Sender {
     /// # Errors
     /// `ENETDOWN`: the interface is down, and what is in the TX ring waits there. `ENXIO`: it is
     /// gone (see [`Socket::is_unbound`](crate::Socket::is_unbound)), and the socket of no more use
-    /// ([`Sender::bury`]). Others as `sendto` reports them.
+    /// ([`Socket::close`](crate::Socket::close)). Others as `sendto` reports them.
     pub fn flush(&mut self) -> io::Result<bool> {
-        assert!(!self.buried, "a buried socket sends nothing");
+        let Some(rings) = &mut self.rings else { return Ok(true) };
+        let ring_len = self.ring_len;
+        let is_taken = |tx: &mut TxQueue| tx.nb_free_exact() == ring_len;
         if !self.queued.is_empty() {
             // SAFETY: by the invariant these chunks are in flight: nobody writes them until they
             // come back on the completion ring.
-            let n = unsafe { self.tx.produce(&self.queued) };
+            let n = unsafe { rings.tx.produce(&self.queued) };
             // All or nothing; nothing if a driver completes before it shows what it took.
             if n > 0 {
                 self.queued.clear();
@@ -240,46 +246,28 @@ impl Sender {
         } else if self.in_flight == 0 {
             return Ok(true);
         }
-        if self.is_taken() {
+        if self.queued.is_empty() && is_taken(&mut rings.tx) {
             return Ok(true);
         }
-        if self.need_wakeup && !self.tx.needs_wakeup() {
+        if self.need_wakeup && !rings.tx.needs_wakeup() {
             return Ok(self.queued.is_empty()); // the driver is at it
         }
-        self.kick()?;
-        Ok(self.is_taken())
-    }
-
-    /// Whether the kernel has taken all that was queued.
-    fn is_taken(&mut self) -> bool {
-        self.queued.is_empty() && self.tx.nb_free_exact() == self.ring_len
+        kick(&mut self.counts, &rings.tx)?;
+        Ok(self.queued.is_empty() && is_taken(&mut rings.tx))
     }
 
     /// One wakeup, which tells also where nothing is to be sent whether the interface is there:
-    /// neither `poll` nor the rings do. Back-pressure is no error: it goes away by itself.
+    /// neither `poll` nor the rings do.
     ///
     /// # Errors
     /// As [`Sender::flush`].
     pub fn kick(&mut self) -> io::Result<()> {
-        self.counts.kicks += 1;
-        let fd = self.tx.fd().as_raw_fd();
-        // SAFETY: no pointer is passed: the frames are in the TX ring.
-        let ret = unsafe { libc::sendto(fd, ptr::null(), 0, libc::MSG_DONTWAIT, ptr::null(), 0) };
-        if ret >= 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::EINTR) => {
-                self.counts.kicks_refused += 1;
-                Ok(())
-            }
-            _ => Err(error),
-        }
+        self.rings.as_ref().map_or(Ok(()), |rings| kick(&mut self.counts, &rings.tx))
     }
 
-    pub(crate) fn fd(&self) -> &Fd {
-        self.tx.fd()
+    /// The socket, while it is open.
+    pub(crate) fn fd(&self) -> Option<&Fd> {
+        self.rings.as_ref().map(|rings| rings.tx.fd())
     }
 
     pub(crate) fn counts(&self) -> &TxCounts {
@@ -297,5 +285,24 @@ impl Sender {
         let in_flight = self.outstanding.iter().filter(|&&n| n > 0).count();
         let apart = free.iter().zip(&self.outstanding).all(|(&free, &n)| free == (n == 0));
         apart && in_flight == self.in_flight
+    }
+}
+
+/// One wakeup. Back-pressure is no error: it goes away by itself.
+fn kick(counts: &mut TxCounts, tx: &TxQueue) -> io::Result<()> {
+    counts.kicks += 1;
+    let fd = tx.fd().as_raw_fd();
+    // SAFETY: no pointer is passed: the frames are in the TX ring.
+    let ret = unsafe { libc::sendto(fd, ptr::null(), 0, libc::MSG_DONTWAIT, ptr::null(), 0) };
+    if ret >= 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::EINTR) => {
+            counts.kicks_refused += 1;
+            Ok(())
+        }
+        _ => Err(error),
     }
 }
