@@ -13,7 +13,7 @@ use rustix::net::{
 
 use super::ring::Ring;
 use crate::Instant;
-use crate::transport::{Cause, ConnOptions, ListenOptions, Stage, Why};
+use crate::transport::{Cause, ConnOptions, IcmpError, ListenOptions, Stage, Why};
 
 /// A connection of ours, from SYN to the end.
 #[derive(Debug)]
@@ -115,6 +115,11 @@ impl Conn {
             Errno::CONNREFUSED | Errno::CONNRESET | Errno::PIPE => Cause::Reset,
             Errno::TIMEDOUT if self.stage == Stage::SynSent => Cause::ConnectTimeout,
             Errno::TIMEDOUT => Cause::AckTimeout,
+            // What the kernel makes of ICMP errors that have no other source. EHOSTUNREACH and
+            // ENETUNREACH may also be ARP's, or the routes'.
+            Errno::HOSTDOWN | Errno::NONET => Cause::Icmp(IcmpError::NoRoute),
+            Errno::NOPROTOOPT => Cause::Icmp(IcmpError::Port),
+            Errno::PROTO => Cause::Icmp(IcmpError::Parameter),
             other => Cause::Errno(other.raw_os_error()),
         }
     }

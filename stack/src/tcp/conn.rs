@@ -9,8 +9,10 @@ use std::net::IpAddr;
 
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
+use smoltcp::wire::TcpControl;
 
 use super::clock::{Clock, HANDSHAKE_FACTOR, RTO_MAX_US};
+use super::control::Control;
 use super::device::{Amend, L2};
 use super::egress::Share;
 use crate::segment::{Segment, Tuple, before};
@@ -90,6 +92,8 @@ pub(super) struct Conn {
     pub ack_now: bool,
     /// Something other than a delayed acknowledgement may have to be sent.
     pub egress: bool,
+    /// The peer is to be asked whether it still knows us.
+    pub asks: bool,
     /// In the engine's list of connections to look at before the turn ends.
     pub touched: bool,
     /// How its last share of the link ended.
@@ -146,6 +150,7 @@ impl Conn {
             window_edge: 0,
             ack_now: false,
             egress: false,
+            asks: false,
             touched: false,
             share: Share::Done,
             wants_room: false,
@@ -317,10 +322,31 @@ impl Conn {
         self.rto_at_us.is_some_and(|at| at <= self.clock.at(now).total_micros())
     }
 
-    /// The next hop has just shown that it is there: a SYN that it has not answered goes out again
-    /// now. Returns whether there is one.
-    pub(super) fn hurry(&mut self, now: Instant) -> bool {
-        self.stage == Stage::SynSent && self.hasten(now)
+    /// The next hop says that it is there, and so may just have come back. What it has not
+    /// answered goes out again; if there is nothing, it is asked whether it still knows us: a peer
+    /// that has lost its memory answers an acknowledgement with RST, another says nothing.
+    /// Returns whether anything is to be sent.
+    pub(super) fn on_announced(&mut self, now: Instant) -> bool {
+        match self.stage {
+            Stage::Resolving | Stage::SynReceived => false,
+            Stage::SynSent => self.hasten(now),
+            Stage::Established | Stage::Draining if self.probing => self.hasten(now),
+            Stage::Established | Stage::Draining => {
+                self.asks = true;
+                true
+            }
+        }
+    }
+
+    /// Where we are, without data.
+    pub(super) fn bare_ack(&self) -> Control {
+        Control {
+            tuple: self.tuple,
+            control: TcpControl::None,
+            seq: self.seq_max,
+            ack: Some(self.ack_sent),
+            window: self.window_sent,
+        }
     }
 
     /// The way to the peer is open again: what waits for the next retransmission does so no longer.

@@ -33,6 +33,10 @@ impl Engine {
         for at in 0..self.touched.len() {
             let index = self.touched[at];
             let Some(conn) = self.slots.at_mut(index).filter(|conn| conn.touched) else { continue };
+            let asks = std::mem::take(&mut conn.asks) && tx.room() > self.reserve;
+            if asks && self.challenges.take(now) {
+                conn.bare_ack().transmit(tx, &conn.l2, &self.stack.checksum);
+            }
             conn.share = serve(&mut self.stack, &mut self.counters, now, tx, conn, self.reserve);
         }
         self.work.tx_segments.record(self.counters.segments - before);

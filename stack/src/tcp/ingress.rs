@@ -179,14 +179,7 @@ impl Engine {
             return;
         }
         let conn = self.slots.at(index).expect("the caller has just looked at it");
-        let ack = Control {
-            tuple: conn.tuple,
-            control: TcpControl::None,
-            seq: conn.seq_max,
-            ack: Some(conn.ack_sent),
-            window: conn.window_sent,
-        };
-        ack.transmit(tx, &conn.l2, &self.stack.checksum);
+        conn.bare_ack().transmit(tx, &conn.l2, &self.stack.checksum);
     }
 
     /// A segment of no connection.

@@ -168,7 +168,7 @@ impl Engine {
                 NeighbourEvent::Resolved(ip, _) if ip == conn.next_hop => {
                     self.resolve(now, lane, index);
                 }
-                NeighbourEvent::Announced(ip) if ip == conn.next_hop && conn.hurry(now) => {
+                NeighbourEvent::Announced(ip) if ip == conn.next_hop && conn.on_announced(now) => {
                     self.touch(index);
                 }
                 // Others go on with the address they know, until their own deadlines.

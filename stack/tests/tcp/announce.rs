@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use moorline_stack::eth::{self, Arp, ArpOp, Header, ethertype};
 use moorline_stack::link::LinkTx;
-use moorline_stack::transport::{ConnOptions, ListenOptions};
+use moorline_stack::transport::{Cause, ConnOptions, ListenOptions};
 use moorline_stack::{Event, Instant, Link, Transport};
 
 use crate::pair::{Pair, PairOptions};
@@ -115,4 +115,28 @@ fn a_node_that_is_asked_answers_as_soon_as_it_is_found() {
     }
     let mut pair = Pair::new(&PairOptions::default());
     assert!(!pair.a.tcp.echo(pair.now, [192, 0, 2, 1].into(), Duration::from_millis(200)));
+}
+
+#[test]
+fn a_node_that_comes_back_without_its_memory_ends_its_old_connections_at_once() {
+    let mut pair = Pair::new(&PairOptions::default());
+    let (a, b) = pair.established(&ListenOptions::default(), &ConnOptions::default());
+    let frames = pair.a.tcp.stats().tx_frames;
+    announce(&mut pair, [10, 0, 0, 2], B);
+    pair.run(Duration::from_secs(1));
+    assert_eq!(pair.a.tcp.stats().tx_frames, frames + 1, "one that knows us says nothing");
+    // Its connection is gone, and nobody heard of that.
+    blackhole(&mut pair, true);
+    pair.a.tcp.link_mut().faults_mut().blackhole = true;
+    pair.b.tcp.abort(pair.now, b);
+    pair.run(Duration::from_secs(1));
+    blackhole(&mut pair, false);
+    pair.a.tcp.link_mut().faults_mut().blackhole = false;
+    assert_eq!(pair.a.closed(a), None);
+    announce(&mut pair, [10, 0, 0, 2], B);
+    let start = pair.now;
+    pair.run(Duration::from_millis(1));
+    let (at, why) = pair.a.closed(a).unwrap();
+    // Announcement, question, RST.
+    assert_eq!((at, why.cause), (start + Duration::from_micros(30), Cause::Reset));
 }
