@@ -73,6 +73,8 @@ pub struct Seen {
     pub connecting: u64,
     /// See `connecting`.
     pub cold: Vec<u64>,
+    /// The most memory that the host, and the process of the dead targets, have had.
+    pub memory: Value,
     /// When the load was steady, microseconds.
     pub started: u64,
     /// The longest gap of each tick that has one to look at, as the host tells it.
@@ -215,6 +217,7 @@ impl Seen {
         report["dead"]["recovered_ms"] = spread(&recoveries, "ms");
         report["syns_per_s_max"] = self.syns_per_s_max().into();
         report["syns"] = end["syns"].clone();
+        report["memory"] = self.memory.clone();
         let gaps = self.longest_gaps(last);
         let softirq = |gap: &Value| sum(&gap["ksoftirqd_delay_us"]);
         report["healthy"]["max_gap_ksoftirqd_delay_us"] = gaps.iter().map(softirq).max().into();
@@ -414,7 +417,9 @@ pub fn table(report: &Value) -> String {
         let (min, p10, p50, p90, max) = (ms("min"), ms("p10"), ms("p50"), ms("p90"), ms("max"));
         format!("  {what}: {min:.1} {p10:.1} {p50:.1} {p90:.1} {max:.1} ms (min p10 p50 p90 max)\n")
     };
-    text.push_str(&spread("live after the first connect", &report["cold"]));
+    if report["cold"]["count"].as_u64() > Some(0) {
+        text.push_str(&spread("live after the first connect", &report["cold"]));
+    }
     text.push_str(&spread("live after listening", &dead["recovered_ms"]));
     for outage in report["outages"].as_array().into_iter().flatten() {
         let recovered = outage["recovered_ms_max"].as_f64().unwrap_or(f64::NAN);
@@ -428,6 +433,12 @@ pub fn table(report: &Value) -> String {
             outage["fault"].as_str().unwrap_or_default(),
             outage["dead_us"].as_f64().unwrap_or(f64::NAN) / 1e6,
         );
+    }
+    if let (Some(host), Some(dead)) =
+        (report["memory"]["host_peak_kib"].as_u64(), report["memory"]["dead_peak_kib"].as_u64())
+    {
+        let (host, dead) = (host / 1024, dead / 1024);
+        let _ = writeln!(text, "  memory at most: host {host} MiB, dead targets {dead} MiB");
     }
     for (reason, times) in dead["reasons"].as_object().into_iter().flatten() {
         let _ = writeln!(text, "  {times:>4} times  {reason}");

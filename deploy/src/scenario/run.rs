@@ -192,6 +192,9 @@ impl<'a> Runner<'a> {
                 self.outage(step, stop)?;
             }
         }
+        let dead = self.dead.as_ref().and_then(Process::memory_peak_kib);
+        self.seen.memory =
+            json!({ "host_peak_kib": self.host.memory_peak_kib(), "dead_peak_kib": dead });
         self.host.signal(Signal::TERM);
         let until = Instant::monotonic() + READ_BACK_TIMEOUT + START_TIMEOUT;
         while self.seen.end.is_null() {
