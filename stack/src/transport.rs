@@ -95,6 +95,8 @@ pub struct Why {
     pub after: Duration,
     /// Segments retransmitted over its life.
     pub retransmits: u32,
+    /// The retransmission timeout that it had come to, if it sent something again.
+    pub rto: Option<Duration>,
     /// The last ICMP error about it, if there was one: a hint, unless it is the cause.
     pub hint: Option<IcmpError>,
 }
@@ -178,6 +180,9 @@ impl fmt::Display for Why {
         write!(f, " (while {}, after {:.1?}", self.stage, self.after)?;
         if self.retransmits > 0 {
             write!(f, ", {} retransmits", self.retransmits)?;
+        }
+        if let Some(rto) = self.rto {
+            write!(f, ", RTO {rto:?}")?;
         }
         if let Some(hint) = self.hint.filter(|hint| self.cause != Cause::Icmp(*hint)) {
             write!(f, ", ICMP said: {hint}")?;
@@ -442,21 +447,30 @@ mod tests {
             stage: Stage::SynSent,
             after: Duration::from_nanos(28_900),
             retransmits: 0,
+            rto: None,
             hint: None,
         };
         let text = "connection refused (while waiting for SYN-ACK, after 28.9µs)";
         assert_eq!(why.to_string(), text);
         let (cause, stage) = (Cause::AckTimeout, Stage::Established);
         let after = Duration::from_secs(3);
-        let why = Why { cause, stage, after, retransmits: 2, hint: None };
-        let text = "peer stopped acknowledging (while established, after 3.0s, 2 retransmits)";
+        let why = Why {
+            cause,
+            stage,
+            after,
+            retransmits: 2,
+            rto: Some(Duration::from_millis(40)),
+            hint: None,
+        };
+        let text =
+            "peer stopped acknowledging (while established, after 3.0s, 2 retransmits, RTO 40ms)";
         assert_eq!(why.to_string(), text);
         let why = Why { hint: Some(IcmpError::TooBig { mtu: 1400 }), ..why };
         let text = text.replace(')', ", ICMP said: packet too big, MTU 1400)");
         assert_eq!(why.to_string(), text);
         let error = IcmpError::NoRoute;
         let (cause, stage) = (Cause::Icmp(error), Stage::SynSent);
-        let why = Why { cause, stage, hint: Some(error), retransmits: 0, ..why };
+        let why = Why { cause, stage, hint: Some(error), retransmits: 0, rto: None, ..why };
         let text = "ICMP says: no route to it (while waiting for SYN-ACK, after 3.0s)";
         assert_eq!(why.to_string(), text);
     }

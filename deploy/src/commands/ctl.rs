@@ -21,7 +21,7 @@ use crate::faults::spec::Spec;
 use crate::out;
 use crate::perf::report::{SCHEMA, VERSION};
 use crate::serve::config::{SOCKET, Settings};
-use crate::serve::proto::{Cmd, Conn, Ctrl, Request};
+use crate::serve::proto::{Cmd, Conn, Ctrl, Request, Step, Whole};
 use crate::signals::Stop;
 
 /// More than any answer takes.
@@ -50,6 +50,11 @@ pub struct CtlArgs {
 pub enum What {
     /// The controllers: state, since when, attempts, next attempt, and why.
     List,
+    /// All that is known of a controller: deadlines, errors by kind, and its last transitions.
+    Show {
+        /// Its name.
+        name: String,
+    },
     /// The TCP connections of our own stack: stage, since when, bytes waiting, retransmits.
     Connections,
     /// What happens from now on, until you end it.
@@ -137,6 +142,7 @@ fn ask(args: CtlArgs) -> Result<Exit> {
         What::Connections => Request::new(Cmd::Connections),
         What::Events => Request::new(Cmd::Events),
         What::Figures => Request::new(Cmd::Figures),
+        What::Show { name } => named(Cmd::Show, name),
         What::Reset { name } => named(Cmd::Reset, name),
         What::Disconnect { name } => named(Cmd::Disconnect, name),
         What::Faults(FaultsWhat::List) => Request::new(Cmd::Faults),
@@ -161,10 +167,11 @@ fn ask(args: CtlArgs) -> Result<Exit> {
         What::Faults(FaultsWhat::List) => list(&mut client, request, &args, "faults", fault_table),
         What::Events => follow(client, &request, args.json),
         _ => {
-            let answer = client.ask_value(&request)?;
+            let mut answer = client.ask_value(&request)?;
             match args.what {
                 _ if args.json => out::line(format_args!("{}", report(&args.socket, answer)))?,
                 What::Set { .. } => out::text(&applied_text(&answer["applied"]))?,
+                What::Show { .. } => out::text(&whole_text(&mut answer)?)?,
                 What::Figures => out::text(&figures_text(&answer["figures"], 0))?,
                 _ => {}
             }
@@ -381,6 +388,46 @@ fn event_text(event: &Value) -> String {
     }
 }
 
+/// All of a controller, for a person.
+fn whole_text(answer: &mut Value) -> Result<String> {
+    let whole: Whole = serde_json::from_value(answer["controller"].take()).context("an answer")?;
+    let c = &whole.controller;
+    let or_none = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    let timers = c.timers.iter().map(|timer| format!("{} {}", timer.name, age(timer.left_ms)));
+    let errors = whole.errors.iter().map(|(kind, count)| format!("{kind} {count}"));
+    let mut text = String::new();
+    for (name, value) in [
+        ("name", c.name.clone()),
+        ("address", c.addr.clone()),
+        ("subsystem", c.nqn.clone()),
+        ("state", format!("{}, for {}", c.state, age(c.since_ms))),
+        ("awaits", or_none(&c.awaited)),
+        ("attempts", format!("{} of this outage; {} reconnects", c.attempts, c.reconnects)),
+        ("next attempt", c.next_attempt_ms.map_or("-".into(), |left| format!("in {}", age(left)))),
+        ("reach", c.reach.clone()),
+        ("reason", c.reason.clone().unwrap_or("-".into())),
+        ("keep alive", whole.kato_ms.map_or("-".into(), age)),
+        ("I/O waiting", format!("{}, of it {} for quiesce", c.waiting, c.quiescing)),
+        ("deadlines", or_none(&timers.collect::<Vec<_>>().join(", "))),
+        ("errors", or_none(&errors.collect::<Vec<_>>().join(", "))),
+    ] {
+        text += &format!("{name:14}{value}\n");
+    }
+    let row = |step: &Step| {
+        [
+            format!("{} ago", age(step.ago_ms)),
+            step.state.clone(),
+            match step.times {
+                1 => "-".to_owned(),
+                times => format!("{times} in {}", age(step.first_ago_ms - step.ago_ms)),
+            },
+            step.reason.clone().unwrap_or("-".into()),
+        ]
+    };
+    let history = columns(["SINCE", "STATE", "TIMES", "REASON"], whole.history.iter().map(row));
+    Ok(text + "\n" + &history)
+}
+
 /// What was changed, and from when on it counts.
 fn applied_text(applied: &Value) -> String {
     let timers: Vec<_> = applied.as_array().into_iter().flatten().collect();
@@ -525,6 +572,23 @@ mod tests {
         assert_eq!(lines[0].find("ADDRESS"), Some(13));
         assert_eq!(lines[0].find("STATE"), lines[1].find("wait-reconnect"));
         assert!(lines[1].contains("1.5s") && lines[1].ends_with("connection refused"));
+    }
+
+    #[test]
+    fn a_whole_controller_is_told_with_its_past() {
+        let history = json!([{
+            "state": "wait-reconnect", "ago_ms": 100.0, "first_ago_ms": 20100.0, "times": 200,
+            "kind": "refused", "reason": "connection refused"
+        }]);
+        let ctrl = Ctrl { name: "a".into(), state: "wait-reconnect".into(), ..Ctrl::default() };
+        let mut answer = json!({ "controller": ctrl });
+        answer["controller"]["kato_ms"] = 5000.0.into();
+        answer["controller"]["history"] = history;
+        answer["controller"]["errors"] = json!({ "refused": 200 });
+        let text = whole_text(&mut answer).unwrap();
+        assert!(text.contains("errors        refused 200"), "{text}");
+        let last = text.lines().last().unwrap();
+        assert!(last.starts_with("100ms ago") && last.contains("200 in 20.0s"), "{text}");
     }
 
     #[test]

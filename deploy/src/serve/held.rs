@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
-use moorline_nvme::host::{Applied, CtrlConfig, CtrlId, Host, HostEvent, When};
+use moorline_nvme::host::{Applied, Cause, CtrlConfig, CtrlId, Failure, Host, HostEvent, When};
 use moorline_stack::{Instant, Transport};
 use serde_json::{Value, json};
 
@@ -187,17 +187,30 @@ impl Held {
             }
             HostEvent::Disconnected { failure, .. } => {
                 if allowed {
-                    tracing::warn!(controller = name, %failure, "disconnected: it is tried again");
+                    let (retransmits, rto_ms) = of_tcp(failure);
+                    tracing::warn!(
+                        controller = name, addr = %failure.addr, qid = failure.qid,
+                        state = %failure.stage, reason = %failure.kind(),
+                        awaited = failure.awaited, awaited_ms = ms(failure.after),
+                        retransmits, rto_ms, %failure,
+                        "disconnected: it is tried again"
+                    );
                 }
-                json!({ "event": "disconnected", "reason": failure.to_string() })
+                told_failure("disconnected", failure)
             }
             HostEvent::Failed { failure, .. } => {
                 if allowed && !is_leaving {
-                    tracing::error!(controller = name, %failure, "given up");
+                    let (retransmits, rto_ms) = of_tcp(failure);
+                    tracing::error!(
+                        controller = name, addr = %failure.addr, qid = failure.qid,
+                        state = %failure.stage, reason = %failure.kind(),
+                        awaited = failure.awaited, awaited_ms = ms(failure.after),
+                        retransmits, rto_ms, %failure,
+                        "given up"
+                    );
                 }
-                let reason = failure.to_string();
-                self.over_with(now, ctrl, &name, Some(reason.clone()));
-                json!({ "event": "failed", "reason": reason })
+                self.over_with(now, ctrl, &name, Some(failure.to_string()));
+                told_failure("failed", failure)
             }
             HostEvent::Closed { .. } => {
                 if allowed {
@@ -251,6 +264,11 @@ impl<T: Transport> Over<'_, T> {
             Cmd::Faults | Cmd::AddFault | Cmd::ClearFaults => {
                 bail!("faults are a target's: `moorline target --allow-faults --ctl PATH`")
             }
+            Cmd::Show => {
+                let name = name()?;
+                let one = held.ctrls.get(name).with_context(|| unknown(name))?;
+                answer["controller"] = serde_json::to_value(show::one(host, now, name, one))?;
+            }
             Cmd::Events => bail!("events are the server's own"),
             Cmd::Reset => held.reset(now, host, name()?)?,
             Cmd::Set => {
@@ -272,6 +290,28 @@ impl<T: Transport> Answers for Over<'_, T> {
     fn answer(&mut self, now: Instant, request: &Request) -> Answer {
         self.try_answer(now, request).unwrap_or_else(|error| proto::refused(&error).into())
     }
+}
+
+/// What our TCP knows of the connection that ended: segments sent again, and its RTO then.
+fn of_tcp(failure: &Failure) -> (Option<u32>, Option<f64>) {
+    match &failure.cause {
+        Cause::Tcp(why) => (Some(why.retransmits), why.rto.map(ms)),
+        _ => (None, None),
+    }
+}
+
+fn told_failure(event: &str, failure: &Failure) -> Value {
+    let (retransmits, rto_ms) = of_tcp(failure);
+    json!({
+        "event": event,
+        "reason": failure.to_string(),
+        "kind": failure.kind().name(),
+        "state": failure.stage.to_string(),
+        "awaited": failure.awaited,
+        "awaited_ms": ms(failure.after),
+        "retransmits": retransmits,
+        "rto_ms": rto_ms,
+    })
 }
 
 fn unknown(name: &str) -> String {
@@ -348,6 +388,11 @@ mod tests {
         let ctrl = &bench.list()[0];
         assert!(ctrl.reason.as_ref().unwrap().contains("refused"), "{ctrl:?}");
         assert!(ctrl.attempts > 0 && !ctrl.timers.is_empty(), "{ctrl:?}");
+        let whole = bench.ask(Cmd::Show, "a")["controller"].clone();
+        let last = whole["history"].as_array().unwrap().last().unwrap();
+        assert_eq!((&last["state"], &last["kind"]), (&"wait-reconnect".into(), &"refused".into()));
+        assert_eq!(whole["errors"]["refused"], last["times"], "{whole}");
+        assert_eq!((&whole["name"], &whole["kato_ms"]), (&"a".into(), &5000.0.into()));
         assert_eq!(bench.ask(Cmd::Reset, "a")["ok"], true);
         assert_eq!(bench.ask(Cmd::Figures, "")["figures"]["controllers"], 1);
         assert_eq!(bench.ask(Cmd::Disconnect, "a")["ok"], true);
@@ -380,7 +425,7 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_with_the_name() {
         let mut bench = Bench::new();
-        for cmd in [Cmd::Reset, Cmd::Disconnect] {
+        for cmd in [Cmd::Show, Cmd::Reset, Cmd::Disconnect] {
             let answer = bench.ask(cmd, "a");
             assert!(answer["error"].as_str().unwrap().contains("no controller \"a\""), "{answer}");
         }

@@ -5,6 +5,8 @@
 //! Everything carries `"v"`. A request of another version, or with a word that we do not know, is
 //! refused and not guessed at; keys may be added to answers.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -22,6 +24,8 @@ pub const PAGE: usize = 64;
 pub enum Cmd {
     /// The controllers by name, a page of them: those after `after`.
     List,
+    /// All that is known of `name`: its last transitions too.
+    Show,
     /// The TCP connections, a page of them: those in slots after `after`; none of kernel sockets.
     Connections,
     /// Counters and latenesses of the reactor.
@@ -58,7 +62,7 @@ pub struct Request {
     /// `list`, `connections`: answer with so many pages at most, each a line; 1 if it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pages: Option<u32>,
-    /// `reset`, `set`, `disconnect`: which.
+    /// `show`, `reset`, `set`, `disconnect`: which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// `connect`, `set`: as in the configuration file.
@@ -155,6 +159,37 @@ pub struct Ctrl {
     pub next_attempt_ms: Option<f64>,
     /// The deadlines that run.
     pub timers: Vec<Timer>,
+}
+
+/// A controller, with what became of it.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct Whole {
+    /// As in a list.
+    #[serde(flatten)]
+    pub controller: Ctrl,
+    /// The keep alive timeout that the controller knows.
+    pub kato_ms: Option<f64>,
+    /// Its last transitions, the oldest first.
+    pub history: Vec<Step>,
+    /// Why attempts and connections ended that were not to, by kind.
+    pub errors: BTreeMap<String, u64>,
+}
+
+/// A transition; what repeats itself is one.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct Step {
+    /// Into this state.
+    pub state: String,
+    /// When; the last time, if it was several times.
+    pub ago_ms: f64,
+    /// When it was the first time.
+    pub first_ago_ms: f64,
+    /// How often.
+    pub times: u64,
+    /// What kind of failure led there, if one did.
+    pub kind: Option<String>,
+    /// And which it was.
+    pub reason: Option<String>,
 }
 
 /// The answer to `connections`.

@@ -1,17 +1,18 @@
 //! What the control socket shows of a host: controllers, connections, figures. Nothing here
 //! changes anything; lists come in pages.
 
+use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use moorline_nvme::host::Host;
+use moorline_nvme::host::{Errors, Host, Transition};
 use moorline_stack::buckets::Buckets;
 use moorline_stack::{Instant, Transport};
 use serde_json::{Value, json};
 
 use super::held::{Held, One};
-use super::proto::{Conn, Conns, Ctrl, List, PAGE, Timer, V};
+use super::proto::{Conn, Conns, Ctrl, List, PAGE, Step, Timer, V, Whole};
 
 /// A page of the controllers, those after `after`.
 pub(super) fn list<T: Transport>(
@@ -68,6 +69,29 @@ fn ctrl<T: Transport>(host: &Host<T>, now: Instant, name: &str, one: &One) -> Ct
     }
 }
 
+/// All that is known of one controller.
+pub(super) fn one<T: Transport>(host: &Host<T>, now: Instant, name: &str, one: &One) -> Whole {
+    let step = |t: &Transition| Step {
+        state: t.state.to_string(),
+        ago_ms: ms(now - t.at),
+        first_ago_ms: ms(now - t.first),
+        times: t.times,
+        kind: t.failure.as_ref().map(|failure| failure.kind().name().to_owned()),
+        reason: t.failure.as_ref().map(ToString::to_string),
+    };
+    let kato = one.given_up.is_none().then(|| host.controller(one.ctrl).kato);
+    Whole {
+        controller: ctrl(host, now, name, one),
+        kato_ms: kato.map(ms),
+        history: host.history(one.ctrl).map(step).collect(),
+        errors: errors(&host.errors(one.ctrl)),
+    }
+}
+
+fn errors(errors: &Errors) -> BTreeMap<String, u64> {
+    errors.iter().map(|(kind, count)| (kind.name().to_owned(), count)).collect()
+}
+
 /// A page of the TCP connections, those in slots after `after`.
 ///
 /// # Errors
@@ -122,6 +146,7 @@ pub(super) fn figures<T: Transport>(held: &Held, host: &Host<T>) -> Value {
     json!({
         "controllers": held.ctrls.len(),
         "attempts": f.attempts,
+        "errors": errors(&f.errors),
         "syns": host.transport().stats().syns,
         "probes": f.probes,
         "probes_under_way_max": f.probes_under_way_max,

@@ -14,6 +14,7 @@ use moorline_stack::Instant;
 
 use super::controller::{ADMIN_RESERVE, Controller, Phase};
 use super::failure::Cause;
+use super::history::KEEP_ALIVE;
 use super::qpair::{End, Qpair};
 use super::work::{Owner, Work};
 
@@ -54,7 +55,7 @@ impl Qpair {
         let Some((_, index)) = over else { return };
         let awaited = match self.table.work(index).owner {
             Owner::Connect => Some("Connect response"),
-            Owner::KeepAlive => Some("answer to Keep Alive"),
+            Owner::KeepAlive => Some(KEEP_ALIVE),
             Owner::Io(_) => Some("completion of an I/O command"),
             Owner::Abort => Some("completion of an Abort"),
             Owner::Kato => Some("Features Keep Alive Timer"),

@@ -11,8 +11,9 @@ use moorline_stack::time::earliest;
 use moorline_stack::transport::{ConnOptions, Stage as TcpStage};
 use moorline_stack::{ConnId, Event, Instant, Transport};
 
-use super::controller::{Action, Controller, Names};
+use super::controller::{Action, Controller, Names, Phase};
 use super::events::Events;
+use super::history::History;
 use super::life::Life;
 use super::probe::Probes;
 use super::reach::{Addresses, Reach};
@@ -45,6 +46,7 @@ pub(super) struct Entry {
     pub keep_alives_lost: u64,
     /// Why it was lost last.
     pub failure: Option<Failure>,
+    pub history: History,
     pub conns: Vec<Option<ConnId>>,
     /// I/O qpairs whose connection begins later, each at its place in the admission.
     pub opens: VecDeque<(Instant, u32)>,
@@ -150,6 +152,7 @@ impl<T: Transport> Host<T> {
             address: self.addresses.join(config.addr, index as u32),
             keep_alives_lost: 0,
             failure: None,
+            history: History::new(),
             ctrl: Controller::new(now, id, config, names),
             conns: Vec::new(),
             opens: VecDeque::new(),
@@ -380,6 +383,11 @@ impl<T: Transport> Host<T> {
             for qpair in 0..qpairs as u32 {
                 self.mark(At { ctrl, qpair });
             }
+        }
+        // Nothing that happens to one that stays live is a transition.
+        let is_live = |e: &Entry| e.ctrl.phase == Phase::Live;
+        if acted || !self.entries[ctrl as usize].as_ref().is_some_and(is_live) {
+            self.note_state(now, ctrl);
         }
         self.note_deadline(ctrl);
     }

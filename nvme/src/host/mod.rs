@@ -18,6 +18,7 @@ mod events;
 mod failure;
 #[cfg(test)]
 mod fake;
+mod history;
 mod ic;
 mod info;
 mod io;
@@ -51,6 +52,7 @@ pub use config::{
 };
 pub use driver::Host;
 pub use failure::{Cause, Failure, Stage};
+pub use history::{Errors, Kind, Transition};
 pub use info::{Info, NamespaceInfo};
 pub use io::{AdminCommand, AdminDone, CtrlId, HostEvent, Io, IoDone, IoOp};
 pub use lint::{LintError, Named};

@@ -316,7 +316,8 @@ mod tests {
     #[test]
     fn ends_of_connections_say_what_is_known_of_the_address() {
         let (after, retransmits, hint) = (Duration::ZERO, 0, None);
-        let of = |cause, stage| Reach::of(&Why { cause, stage, after, retransmits, hint });
+        let of =
+            |cause, stage| Reach::of(&Why { cause, stage, after, retransmits, rto: None, hint });
         let neighbour = of(Cause::NeighbourTimeout, Stage::Resolving);
         assert_eq!(neighbour, Some(Reach::NeighbourFailed));
         assert_eq!(of(Cause::ConnectTimeout, Stage::SynSent), Some(Reach::Silent));

@@ -158,6 +158,8 @@ impl<T: Transport> Host<T> {
             }
         }
         let left = was_live && failure.is_by_peer();
+        entry.history.errors.count(failure.kind());
+        self.figures.errors.count(failure.kind());
         entry.failure = Some(failure.clone());
         let id = entry.ctrl.id;
         let verdict = entry.life.lost(now, failure.is_retryable());
@@ -205,6 +207,7 @@ impl<T: Transport> Host<T> {
         self.act(now, ctrl);
         self.attempt_ended(now, ctrl, false);
         self.events.push(HostEvent::Failed { ctrl: id, failure });
+        self.note_state(now, ctrl);
         self.leave(now, ctrl);
     }
 
@@ -220,6 +223,7 @@ impl<T: Transport> Host<T> {
         let id = entry.ctrl.id;
         self.attempt_ended(now, ctrl, was_live);
         self.events.push(HostEvent::Closed { ctrl: id });
+        self.note_state(now, ctrl);
         self.leave(now, ctrl);
     }
 

@@ -693,3 +693,48 @@ fn a_controller_lost_while_its_io_queues_wait_for_their_place_is_connected_again
     run_for(&mut world, Duration::from_secs(2));
     assert_eq!(world.host.transport().conns(), 0);
 }
+
+#[test]
+fn transitions_are_kept_with_their_reasons_and_failures_counted_by_kind() {
+    let mut world = world();
+    let id = world.live(config());
+    let states = |world: &World| -> Vec<String> {
+        let told = |t: &Transition| {
+            let why = t.failure.as_ref().map_or("", |failure| failure.kind().name());
+            format!("{} {why} x{}", t.state, t.times)
+        };
+        world.host.history(id).map(told).collect()
+    };
+    // The second time for its namespaces.
+    let up = ["connecting  x1", "enabling  x1", "io-queues  x1", "identifying  x2", "live  x1"];
+    assert_eq!(states(&world), up);
+
+    let addr = address();
+    world.fake.pipe.unlisten(addr).unwrap();
+    world.fake.reset_all(world.now);
+    run_for(&mut world, 1000 * MS);
+    let told = states(&world);
+    assert!(told.contains(&"wait-reconnect reset x1".to_owned()), "{told:?}");
+    let refused = told.iter().find(|t| t.starts_with("wait-reconnect refused x")).unwrap();
+    let errors = world.host.errors(id);
+    assert_eq!(*refused, format!("wait-reconnect refused x{}", errors.of(Kind::Refused)));
+    assert!(errors.of(Kind::Refused) >= 5);
+    assert_eq!(errors.of(Kind::Reset), 1);
+    assert_eq!(world.host.figures().errors, errors, "of all controllers, this one");
+    world.host.disconnect(world.now, id);
+    run_for(&mut world, MS);
+    assert_eq!(states(&world).last().unwrap(), "deleted  x1");
+    assert!(states(&world).len() <= 8);
+}
+
+#[test]
+fn a_controller_that_was_given_up_keeps_why() {
+    let mut world = world();
+    let id = world.live(config());
+    world.fake.knobs.refuse = Some((Status::CONNECT_INVALID_HOST, 0));
+    world.fake.reset_all(world.now);
+    run_for(&mut world, 1000 * MS);
+    let last = world.host.history(id).last().unwrap();
+    assert_eq!(last.state, CtrlState::Lost);
+    assert_eq!(last.failure.as_ref().unwrap().kind(), Kind::Status);
+}

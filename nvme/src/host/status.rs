@@ -14,7 +14,7 @@ use super::driver::{Entry, Host};
 use super::keep_alive::KeepAliveFigures;
 use super::life::LifeState;
 use super::requeue::{Shown, Store};
-use super::{CtrlId, Failure, Reach, Stage};
+use super::{CtrlId, Errors, Failure, Reach, Stage};
 
 /// Where a controller stands, over its attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,6 +123,8 @@ pub struct Figures {
     pub deadlines_per_turn: Buckets,
     /// Qpairs that had something to send, of all flushes.
     pub qpairs_per_flush: Buckets,
+    /// Ends of attempts and of live controllers that were not asked for.
+    pub errors: Errors,
     /// Attempts to connect a controller.
     pub attempts: u64,
     /// Of these, tests of an address that is not reachable; and how many were under way at once.
@@ -228,6 +230,16 @@ impl<T: Transport> Host<T> {
     /// Counters.
     pub fn figures(&self) -> Figures {
         self.figures
+    }
+}
+
+impl<T: Transport> Host<T> {
+    /// Keeps the state that a controller is in now, if that is new.
+    pub(super) fn note_state(&mut self, now: Instant, ctrl: u32) {
+        if let Some(entry) = &mut self.entries[ctrl as usize] {
+            let state = state(entry);
+            entry.history.note(now, state, entry.failure.as_ref());
+        }
     }
 }
 

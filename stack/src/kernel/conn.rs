@@ -106,7 +106,7 @@ impl Conn {
 
     pub fn why(&self, now: Instant, cause: Cause) -> Why {
         let after = now.since(self.since);
-        Why { cause, stage: self.stage, after, retransmits: 0, hint: None }
+        Why { cause, stage: self.stage, after, retransmits: 0, rto: None, hint: None }
     }
 
     /// What an errno of this socket means.

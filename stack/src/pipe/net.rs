@@ -382,7 +382,7 @@ impl Net {
         let Some(conn) = &mut self.conns[number] else { return };
         let side = &mut conn.sides[end];
         let (stage, after) = (side.stage(), now.since(side.since));
-        let why = Why { cause, stage, after, retransmits: 0, hint: None };
+        let why = Why { cause, stage, after, retransmits: 0, rto: None, hint: None };
         side.state = State::Gone;
         if let Some(id) = side.id.take() {
             self.ends[end].slots[id.index as usize].conn = None;

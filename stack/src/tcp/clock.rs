@@ -4,6 +4,8 @@
 //! lives in the time it is handed. A clock that runs `factor` times faster divides them all. Its
 //! readings never go back, also over a change of the factor.
 
+use std::time::Duration;
+
 use smoltcp::time::Instant as TcpInstant;
 
 use crate::Instant;
@@ -49,6 +51,11 @@ impl Clock {
             None => (u128::from(nanos) * u128::from(self.factor) / 1000) as u64,
         };
         TcpInstant::from_micros(self.base_us + us as i64)
+    }
+
+    /// How long it takes to advance by `us`, to the microsecond.
+    pub(super) fn length(&self, us: i64) -> Duration {
+        Duration::from_micros(us.max(0) as u64 / self.factor)
     }
 
     /// The first real instant at which the clock reads `at` or more.

@@ -181,7 +181,8 @@ impl Conn {
 
     pub(super) fn why(&self, now: Instant, cause: Cause) -> Why {
         let Self { stage, retransmits, hint, .. } = *self;
-        Why { cause, stage, after: now - self.since, retransmits, hint }
+        let rto = (retransmits > 0).then(|| self.clock.length(self.rto_us));
+        Why { cause, stage, after: now - self.since, retransmits, rto, hint }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {

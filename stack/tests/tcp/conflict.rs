@@ -61,6 +61,7 @@ fn an_address_of_another_node_makes_connects_and_listens_fail() {
             stage: Stage::Resolving,
             after: round_trip,
             retransmits: 0,
+            rto: None,
             hint: None,
         };
         assert!(why.to_string().contains("another node has our address"));
