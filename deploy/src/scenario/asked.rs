@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use moorline_stack::Instant;
 use serde_json::{Value, json};
 
+use super::host::delays::Delays;
 use crate::commands::ctl;
 use crate::serve::proto::Cmd;
 
@@ -23,6 +24,8 @@ const TOLD_MAX: usize = 8;
 pub struct Asked {
     /// From connecting to the socket to the last row of the list, microseconds.
     socket_us: Vec<u64>,
+    /// The same less run delay of who asks and who answers: how it would be on a free machine.
+    less_us: Vec<u64>,
     /// From starting `moorline ctl` to its end.
     process_us: Vec<u64>,
     /// Answers about dead controllers.
@@ -32,18 +35,24 @@ pub struct Asked {
     told: Vec<String>,
 }
 
-/// Asks, evenly over `time`.
+/// Asks process `host`, evenly over `time`.
 ///
 /// # Errors
 /// When nobody answers.
-pub fn ask(socket: &Path, time: Duration) -> Result<Asked> {
+pub fn ask(socket: &Path, host: u32, time: Duration) -> Result<Asked> {
     let mut asked = Asked::default();
+    let mut delays = Delays::new(Some(host));
     let pause = time / (2 * CALLS);
     for call in 0..CALLS {
         let what = if call % 2 == 0 { Cmd::List } else { Cmd::Connections };
+        delays.mark();
         let begun = Instant::monotonic();
         let rows = ctl::rows(socket, what)?;
-        asked.socket_us.push(rest(begun, pause));
+        let delayed = delays.since_mark();
+        let took = rest(begun, pause);
+        let delay = (delayed.host + delayed.target).as_micros() as u64;
+        asked.socket_us.push(took);
+        asked.less_us.push(took.saturating_sub(delay));
         if what == Cmd::List {
             rows.iter().for_each(|row| asked.look_at(row));
         }
@@ -51,8 +60,9 @@ pub fn ask(socket: &Path, time: Duration) -> Result<Asked> {
         run(socket, if what == Cmd::List { "list" } else { "connections" })?;
         asked.process_us.push(rest(begun, pause));
     }
-    asked.socket_us.sort_unstable();
-    asked.process_us.sort_unstable();
+    for times in [&mut asked.socket_us, &mut asked.less_us, &mut asked.process_us] {
+        times.sort_unstable();
+    }
     Ok(asked)
 }
 
@@ -97,7 +107,7 @@ impl Asked {
         let p90 = |sorted: &[u64]| at(sorted, 9);
         json!({
             "calls": self.socket_us.len(), "p50_us": at(&self.socket_us, 5),
-            "p90_us": p90(&self.socket_us),
+            "p90_us": p90(&self.socket_us), "p90_less_run_delay_us": p90(&self.less_us),
             "max_us": self.socket_us.last(), "process_p90_us": p90(&self.process_us),
             "process_max_us": self.process_us.last(), "dead_seen": self.dead,
             "unexplained": self.unexplained, "told": self.told,
@@ -111,10 +121,10 @@ pub struct Asking(thread::JoinHandle<Result<Asked>>);
 
 impl Asking {
     /// Begins after `before`, and takes `time`.
-    pub fn start(socket: PathBuf, before: Duration, time: Duration) -> Self {
+    pub fn start(socket: PathBuf, host: u32, before: Duration, time: Duration) -> Self {
         Self(thread::spawn(move || {
             thread::sleep(before);
-            ask(&socket, time)
+            ask(&socket, host, time)
         }))
     }
 

@@ -215,7 +215,8 @@ impl<'a> Runner<'a> {
             self.begin(step)?;
         }
         let is_asked = self.scenario.expect.ctl_p90_us_max.is_some() && self.seen.asked.is_none();
-        let asking = is_asked.then(|| Asking::start(socket(&self.scratch), away / 4, away / 2));
+        let (socket, host) = (socket(&self.scratch), self.host.pid());
+        let asking = is_asked.then(|| Asking::start(socket, host, away / 4, away / 2));
         if step.fault == Fault::Flap {
             let until = Instant::monotonic() + away;
             while Instant::monotonic() < until && !stop.requested() {

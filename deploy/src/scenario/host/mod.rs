@@ -3,7 +3,7 @@
 //!
 //! Lines carry `t_us`, microseconds of CLOCK_MONOTONIC, which all processes of a machine share.
 
-mod delays;
+pub mod delays;
 mod load;
 mod reactor;
 mod shadow;
