@@ -138,12 +138,10 @@ impl Qpair {
     pub(super) fn connected(&mut self, now: Instant) {
         let State::Tcp { .. } = self.state else { return };
         self.control = Some(self.config.ask.icreq());
-        let deadline = now + self.config.icresp_timeout;
-        self.state = State::IcSent { since: now, deadline };
+        self.state = State::IcSent { since: now, deadline: now + self.config.icresp_timeout };
     }
 
-    /// There is a connection on which ICResp has come, and nothing else: Connect goes out.
-    /// `decoder` has seen what it received.
+    /// There is a connection that has received ICResp (as `decoder` has seen): Connect goes out.
     pub(super) fn adopt(&mut self, now: Instant, decoder: Decoder, agreed: Agreed) {
         assert!(matches!(self.state, State::Tcp { .. }), "in place of a TCP connection");
         self.decoder = decoder;
