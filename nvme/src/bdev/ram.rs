@@ -1,9 +1,11 @@
-//! A device in memory. Memory is committed by the kernel as blocks are first written; a request
-//! larger than a poll's budget goes on in the next poll, so that zeroing a whole device stalls
-//! nobody.
+//! A device in memory, on transparent huge pages where the kernel likes: a page fault costs as much
+//! as a read. Memory is committed as blocks are first written. A request larger than a poll's
+//! budget goes on in the next poll, so that zeroing a whole device stalls nobody.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
+
+use moorline_stack::mem::{Arena, IoBuf};
 
 use super::{Bdev, Done, Op, Request};
 use crate::spec::Status;
@@ -12,7 +14,7 @@ use crate::spec::Status;
 #[derive(Debug)]
 pub struct Ram {
     block_size: u32,
-    bytes: Vec<u8>,
+    bytes: IoBuf,
     queue: VecDeque<Request>,
     /// Bytes of the queue's first request that are done.
     progress: usize,
@@ -32,8 +34,8 @@ impl Ram {
     pub fn new(block_size: u32, blocks: u64) -> Self {
         assert!(matches!(block_size, 512 | 4096), "block size is 512 or 4096");
         let len = blocks.checked_mul(u64::from(block_size)).and_then(|n| usize::try_from(n).ok());
-        // Zeroed allocation: the kernel maps pages at their first write.
-        let bytes = vec![0; len.expect("a RAM disk fits the address space")];
+        let len = len.expect("a RAM disk fits the address space");
+        let bytes = Arena::unreserved(len).take(len).expect("the arena is as long");
         Self { block_size, bytes, queue: VecDeque::with_capacity(Self::DEPTH), progress: 0 }
     }
 
@@ -101,7 +103,6 @@ impl Bdev for Ram {
 mod tests {
     use super::*;
     use crate::bdev::tests::run;
-    use moorline_stack::mem::Arena;
 
     #[test]
     fn what_is_written_is_read_back() {

@@ -50,6 +50,12 @@ impl Arena {
         Self { region: Rc::new(Region::new(len)), used: 0 }
     }
 
+    /// The same without the machine's reserve of huge pages, which is for I/O: for a lot of memory
+    /// that may never be touched.
+    pub fn unreserved(len: usize) -> Self {
+        Self { region: Rc::new(Region::unreserved(len)), used: 0 }
+    }
+
     /// The next `len` bytes (rounded up to pages), or `None` when the arena is used up.
     pub fn take(&mut self, len: usize) -> Option<IoBuf> {
         let rounded = len.checked_next_multiple_of(PAGE)?;
@@ -69,11 +75,21 @@ impl Arena {
 }
 
 impl Region {
-    fn new(len: usize) -> Self {
+    fn layout(len: usize) -> Layout {
         let len = len.max(1).next_multiple_of(PAGE);
-        let layout = Layout::from_size_align(len, PAGE).expect("a length that memory can have");
+        Layout::from_size_align(len, PAGE).expect("a length that memory can have")
+    }
+
+    fn unreserved(len: usize) -> Self {
+        let layout = Self::layout(len);
+        Self { start: map(layout.size()), layout, huge: false }
+    }
+
+    fn new(len: usize) -> Self {
+        let layout = Self::layout(len);
+        let len = layout.size();
         if len < huge::WORTH_BYTES {
-            return Self { start: map(len), layout, huge: false };
+            return Self::unreserved(len);
         }
         // Asked only when it can be granted: the allocator panics on a kernel without huge pages.
         if huge::page_size_if_free(len).is_some() {
@@ -85,7 +101,7 @@ impl Region {
         }
         static SAID: Once = Once::new();
         huge::warn_missing(&SAID, "I/O memory", len);
-        Self { start: map(len), layout, huge: false }
+        Self::unreserved(len)
     }
 }
 
