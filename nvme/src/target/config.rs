@@ -39,6 +39,10 @@ pub struct TargetConfig {
     pub icreq_timeout: Duration,
     /// ICResp sent → Connect received.
     pub connect_timeout: Duration,
+    /// How long a Connect waits for the writes that devices still have of its host's ended
+    /// associations, before it is refused with Controller Busy. Less than what a host waits for
+    /// its Connect (ours: 2 s).
+    pub drain_timeout: Duration,
     /// C2HTermReq sent → connection gone.
     pub term_timeout: Duration,
     /// Longest silence of a host in the middle of a transfer: data of its R2Ts that does not
@@ -99,6 +103,7 @@ impl Default for TargetConfig {
             unauthenticated_per_peer_max: 256,
             icreq_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::from_millis(1500),
             term_timeout: Duration::from_secs(1),
             stall_timeout: Duration::from_secs(30),
             discovery_timeout: Duration::from_secs(120),

@@ -112,6 +112,16 @@ impl Slot {
         }
     }
 
+    /// Whether its device request changes blocks.
+    pub(super) fn changes_blocks(&self) -> bool {
+        match self.work {
+            Work::Write { .. } | Work::Deallocate { .. } => true,
+            // A Flush follows, with FUA.
+            Work::WriteZeroes { .. } => self.step == 0,
+            Work::Read { .. } | Work::Compare { .. } | Work::Flush | Work::None => false,
+        }
+    }
+
     /// Gives the slot's buffers back.
     pub(super) fn release(&mut self, pool: &mut Pool) {
         if let Some(buf) = self.buf.take() {
@@ -199,6 +209,10 @@ pub(super) struct Conn {
     pub is_cut: bool,
     /// The peer sent FIN.
     pub peer_closed: bool,
+    /// The host deleted the queue by Disconnect, and is to close.
+    pub disconnected: bool,
+    /// Its Connect waits, until then at most, for what devices still do for its host.
+    pub held: Option<Instant>,
     /// What the peer did wrong.
     pub fatal: Option<Fatal>,
     grant: (bool, bool),
@@ -251,6 +265,8 @@ impl Conn {
             is_withheld: false,
             is_cut: false,
             peer_closed: false,
+            disconnected: false,
+            held: None,
             fatal: None,
             grant: (config.hdgst, config.ddgst),
             connect_timeout: config.connect_timeout,
@@ -377,11 +393,14 @@ impl Conn {
         self.terminate(now, Some(HeaderBuf::encode(&term, &Params::default())));
     }
 
-    fn terminate(&mut self, now: Instant, term: Option<HeaderBuf>) {
+    /// Ends the connection, with a TermReq if that is its own fault: nothing more is executed,
+    /// and the peer is to close.
+    pub(super) fn terminate(&mut self, now: Instant, term: Option<HeaderBuf>) {
         self.special = term;
         self.state = State::Terminating;
         // Armed whether the TermReq can be sent or not.
         self.deadline = Some(now + self.term_timeout);
+        self.held = None;
         self.paused = None;
         self.waiting.clear();
         self.tx.clear();
@@ -454,6 +473,11 @@ impl Conn {
         now.since(self.seen.1)
     }
 
+    /// Whether no command is outstanding.
+    pub fn is_idle(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
     /// Whether anything waits to be sent.
     pub fn has_tx(&self) -> bool {
         self.sending.is_some() || self.special.is_some() || !self.tx.is_empty()
@@ -463,6 +487,7 @@ impl Conn {
     pub fn bury(&mut self, pool: &mut Pool) {
         self.state = State::Dead;
         self.deadline = None;
+        self.held = None;
         self.paused = None;
         self.waiting.clear();
         self.tx.clear();

@@ -36,7 +36,11 @@ pub(super) struct Controller {
     pub conns: u32,
     /// Device requests under way.
     pub in_flight: u32,
-    /// Its admin queue is gone.
+    /// Those of them that change blocks.
+    pub writes: u32,
+    /// Its host can lose an I/O queue and go on (CATTR).
+    pub loses_queues: bool,
+    /// Its association is over.
     pub ended: bool,
     pub aen_config: u32,
     /// Slots of the Asynchronous Event Requests that wait.
@@ -91,6 +95,8 @@ impl Controller {
             granted: io_queues,
             conns: 0,
             in_flight: 0,
+            writes: 0,
+            loses_queues: false,
             ended: false,
             aen_config: 0,
             aers: [0; AERS_MAX],

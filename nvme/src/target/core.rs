@@ -2,7 +2,8 @@
 //! ties them together. Bytes, completions and `now` in; bytes, closings and the next deadline out.
 //!
 //! A connection's entry stays until no device works for it, so that a late completion finds its
-//! buffer's owner. A controller's stays until its last connection's is gone.
+//! buffer's owner. A controller's stays until its last connection's is gone. When an association
+//! is over, and what follows from it, is in [`super::drain`].
 
 use std::collections::VecDeque;
 use std::mem;
@@ -46,6 +47,8 @@ pub(super) struct Core {
     /// Connections to be closed (true) or aborted by the driver.
     pub closing: Vec<(ConnId, bool)>,
     done: Vec<Done>,
+    /// The last write of an ended association is done: Connects may wait for it.
+    pub drained: bool,
     /// Commands that the connection at hand may still bring in this turn.
     pub commands: u32,
     /// The earliest deadline, or earlier.
@@ -74,6 +77,7 @@ impl Core {
             starved: VecDeque::with_capacity(conns),
             closing: Vec::with_capacity(conns),
             done: Vec::with_capacity(4096),
+            drained: false,
             commands: 0,
             next_check: None,
             faults: None,
@@ -151,16 +155,20 @@ impl Core {
     }
 
     /// After a connection was fed: it may have ended, or have something to send.
-    pub fn fed(&mut self, index: u32, drained: bool) {
+    pub fn fed(&mut self, now: Instant, index: u32, drained: bool) {
         let Some(conn) = self.conns[index as usize].as_deref() else { return };
         let (state, deadline, has_tx) = (conn.state, conn.deadline, conn.has_tx());
+        let has_term = conn.special.is_some();
         let ack_wanted = conn.ack_wanted;
         let gone = conn.peer_closed && drained && conn.paused.is_none();
         if state == State::Terminating && !conn.in_dirty {
-            self.stats.fatal += u64::from(has_tx);
+            self.stats.fatal += u64::from(has_term);
         }
         if state == State::Dead || gone {
             return self.remove(index, Some(true));
+        }
+        if state == State::Terminating {
+            self.end_quietly(now, index);
         }
         if let Some(deadline) = deadline {
             self.check_at(deadline);
@@ -234,9 +242,9 @@ impl Core {
     }
 
     /// CC.EN went to 0: the I/O queues go, events end.
-    pub fn reset(&mut self, now: Instant, admin: u32) {
+    pub fn reset(&mut self, admin: u32) {
         let at = self.conn(admin).controller.expect("live connections have one");
-        self.end_io_queues(now, at);
+        self.end_io_queues(at);
         let Self { conns, controllers, pool, .. } = self;
         let conn = conns[admin as usize].as_deref_mut().expect("it asked for this");
         let controller = controllers[usize::from(at)].as_mut().expect("its connections keep it");
@@ -245,20 +253,25 @@ impl Core {
         }
     }
 
-    fn end_io_queues(&mut self, _now: Instant, at: u16) {
-        let queues =
-            |core: &Self| core.controllers[usize::from(at)].as_ref().map(|c| c.queues.len());
-        for qid in 1..queues(self).unwrap_or(0) {
+    fn end_io_queues(&mut self, at: u16) {
+        let queues = self.controllers[usize::from(at)].as_ref().map_or(0, |c| c.queues.len());
+        for qid in 1..queues {
             let controller = self.controllers[usize::from(at)].as_ref();
             if let Some(index) = controller.and_then(|c| c.queues[qid]) {
-                self.remove(index, Some(false));
+                self.take_down(index, Some(false));
             }
         }
     }
 
-    /// A connection is gone, or is to be closed (`Some(true)`) or aborted (`Some(false)`). With
-    /// its admin queue, a controller goes.
+    /// A connection is gone, or is to be closed (`Some(true)`) or aborted (`Some(false)`). Its
+    /// association may be over with it.
     pub fn remove(&mut self, index: u32, close: Option<bool>) {
+        self.end_with(index);
+        self.take_down(index, close);
+    }
+
+    /// The same, for one connection alone.
+    pub(super) fn take_down(&mut self, index: u32, close: Option<bool>) {
         let Self { conns, pool, closing, .. } = self;
         let Some(conn) = conns[index as usize].as_deref_mut() else { return };
         conn.bury(pool);
@@ -275,10 +288,6 @@ impl Core {
             let controller = controller.expect("its connections keep it");
             if controller.queues[qid] == Some(index) {
                 controller.queues[qid] = None;
-            }
-            if qid == 0 && !mem::replace(&mut controller.ended, true) {
-                tracing::info!(cntlid = controller.cntlid, "association ended");
-                self.end_io_queues(Instant::ZERO, at);
             }
         }
         self.remove_if_idle(index);
@@ -365,6 +374,9 @@ impl Core {
         }
         if conn.is_withheld {
             return self.check_at(now + STALL_CHECK);
+        }
+        if let Some(until) = conn.held {
+            return if until <= now { self.connect(now, index, 0) } else { self.check_at(until) };
         }
         let stalled = conn.stalled_for(now) >= stall_timeout;
         let due = conn.deadline.is_some_and(|deadline| deadline <= now);

@@ -89,12 +89,13 @@ impl<T: Transport> Target<T> {
         }
         self.core.retry();
         self.core.poll_devices();
+        self.core.admit_held(now);
         self.core.let_go(now);
         if self.transport.is_caught_up() {
             self.core.check_deadlines(now);
         }
         for _ in 0..self.core.to_send.len() {
-            self.transmit_next();
+            self.transmit_next(now);
         }
         for (id, graceful) in self.core.closing.drain(..) {
             if graceful {
@@ -201,11 +202,11 @@ impl<T: Transport> Target<T> {
         if out_of_budget && !paused {
             core.readable(index);
         }
-        core.fed(index, !out_of_budget);
+        core.fed(now, index, !out_of_budget);
     }
 
     /// Sends for the next connection that has something, as much as there is room for.
-    fn transmit_next(&mut self) {
+    fn transmit_next(&mut self, now: Instant) {
         let Self { transport, core, .. } = self;
         let Some(index) = core.to_send.pop_front() else { return };
         let Core { conns, pool, .. } = core;
@@ -224,6 +225,7 @@ impl<T: Transport> Target<T> {
             transport.ack(id);
         }
         if conn.is_cut {
+            core.end_quietly(now, index);
             core.remove(index, Some(true));
         }
     }

@@ -174,9 +174,7 @@ impl Core {
         }
         let conn = self.conn(index);
         if conn.state == State::ConnectWait {
-            self.connect(now, index, slot);
-            self.stats.admin += 1;
-            return self.dirty(index);
+            return self.connect(now, index, slot);
         }
         let s = &mut conn.slots[usize::from(slot)];
         if matches!(s.work, Work::Compare { .. }) {
@@ -255,6 +253,7 @@ impl Core {
                 ns.in_flight += 1;
                 conn.in_flight += 1;
                 controller.in_flight += 1;
+                controller.writes += u32::from(s.changes_blocks());
                 true
             }
             Err(request) => {
@@ -269,13 +268,19 @@ impl Core {
     /// A device ended a request.
     pub(super) fn device_done(&mut self, done: Done) {
         let (index, slot) = ((done.tag >> 32) as u32, done.tag as u16);
-        let Self { conns, controllers, pool, .. } = self;
+        let Self { conns, controllers, pool, stats, .. } = self;
         let conn = conns[index as usize].as_deref_mut().expect("kept while requests are under way");
         conn.in_flight -= 1;
         let at = usize::from(conn.controller.expect("only live queues execute"));
-        controllers[at].as_mut().expect("its queues keep it").in_flight -= 1;
+        let controller = controllers[at].as_mut().expect("its queues keep it");
         pool.returned = true; // and the device has room
         let s = &mut conn.slots[usize::from(slot)];
+        controller.in_flight -= 1;
+        if s.changes_blocks() {
+            controller.writes -= 1;
+            stats.stale_writes -= u64::from(controller.ended);
+            self.drained |= controller.ended && controller.writes == 0;
+        }
         if let Some(buf) = done.buf {
             match conn.state {
                 State::Dead | State::Terminating => pool.put(s.class, buf),

@@ -6,6 +6,7 @@ use zerocopy::FromBytes;
 use super::conn::{Conn, Phase, Rx, State};
 use super::controller::{Change, Controller};
 use super::core::Core;
+use super::drain::Drain;
 use super::exec::Plan;
 use super::faults::Fate;
 use crate::pdu::Limits;
@@ -61,7 +62,7 @@ impl Core {
                 match self.controller_of(index).set_property(set) {
                     Ok(Change::None) => Plan::Complete(Status::SUCCESS, 0),
                     Ok(Change::Reset) => {
-                        self.reset(now, index);
+                        self.reset(index);
                         Plan::Complete(Status::SUCCESS, 0)
                     }
                     Err(status) => Plan::fail(status),
@@ -70,7 +71,8 @@ impl Core {
             (fctype::DISCONNECT, 1..) => {
                 // The host closes; if it does not, we do.
                 let deadline = now + self.config.term_timeout;
-                self.conn(index).deadline = Some(deadline);
+                let conn = self.conn(index);
+                (conn.deadline, conn.disconnected) = (Some(deadline), true);
                 self.check_at(deadline);
                 Plan::Complete(Status::SUCCESS, 0)
             }
@@ -80,7 +82,7 @@ impl Core {
     }
 
     /// Connect's data are here: the connection becomes a queue of a controller, or the command
-    /// fails and the connection waits for another Connect.
+    /// fails and the connection waits for another Connect, or it waits for devices.
     pub(super) fn connect(&mut self, now: Instant, index: u32, slot: u16) {
         let conn = self.conn(index);
         let connect = Connect::from_sqe(&conn.slots[usize::from(slot)].sqe);
@@ -91,10 +93,11 @@ impl Core {
         } else if connect.qid == 0 {
             self.connect_admin(now, index, &connect, &data)
         } else {
-            self.connect_io(index, &connect, &data)
+            self.connect_io(index, &connect, &data).map(Some)
         };
         match result {
-            Ok(controller) => self.go_live(index, slot, controller, &connect),
+            Ok(Some(controller)) => self.go_live(index, slot, controller, &connect),
+            Ok(None) => return,
             Err((status, result)) => {
                 let Self { conns, pool, .. } = self;
                 let conn = conns[index as usize].as_deref_mut().expect("it has just told us");
@@ -103,6 +106,8 @@ impl Core {
                 conn.complete(pool, slot, status, result);
             }
         }
+        self.stats.admin += 1;
+        self.dirty(index);
     }
 
     /// What is the same for all queues: format, size, subsystem, host.
@@ -134,19 +139,24 @@ impl Core {
         Ok((Some(at as u16), hostnqn))
     }
 
-    /// A new controller.
+    /// A new controller; none if it is to wait.
     fn connect_admin(
         &mut self,
         now: Instant,
         index: u32,
         connect: &Connect,
         data: &ConnectData,
-    ) -> Result<u16, Refused> {
+    ) -> Result<Option<u16>, Refused> {
         let (subsystem, hostnqn) = self.check_connect(connect, data)?;
         if data.cntlid.get() != CNTLID_DYNAMIC {
             return Err(invalid(InvalidParameter::CNTLID));
         }
         let busy = (Status::CONNECT_CONTROLLER_BUSY, 0);
+        match self.drain(now, index, subsystem, &data.hostid) {
+            Drain::Done => {}
+            Drain::Waits => return Ok(None),
+            Drain::Stuck => return Err(busy),
+        }
         let at = self.controllers.iter().position(Option::is_none).ok_or(busy)?;
         let cntlid = self.new_cntlid();
         let mut controller = Controller::new(
@@ -160,6 +170,7 @@ impl Core {
             self.config.discovery_timeout,
         );
         controller.set_kato(now, connect.kato_ms);
+        controller.loses_queues = connect.cattr & Connect::CATTR_IOQ_DELETION != 0;
         controller.queues[0] = Some(index);
         if let Some(deadline) = controller.deadline() {
             self.check_at(deadline);
@@ -168,7 +179,7 @@ impl Core {
         tracing::info!(cntlid, hostnqn, kato_ms = controller.kato_ms(), "controller");
         self.controllers[at] = Some(controller);
         self.stats.controllers += 1;
-        Ok(at as u16)
+        Ok(Some(at as u16))
     }
 
     /// A queue of a controller that there is.

@@ -10,6 +10,7 @@ mod conn;
 mod controller;
 mod core;
 mod discovery;
+mod drain;
 mod driver;
 mod exec;
 mod fabrics;
@@ -63,8 +64,15 @@ pub struct TargetStats {
     pub keep_alive_expired: u64,
     /// Commands that had to wait for a buffer.
     pub buffer_waits: u64,
+    /// Writes that devices have now, of associations that are over. Their hosts wait for them to
+    /// connect again.
+    pub stale_writes: u64,
+    /// Connects that had to wait for such writes.
+    pub connects_held: u64,
 }
 
+#[cfg(test)]
+mod drain_tests;
 #[cfg(test)]
 mod faults_tests;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use moorline_stack::{ConnId, Event, Instant, Transport};
 use zerocopy::IntoBytes;
 
 use super::{Subsystem, Target, TargetConfig};
-use crate::bdev::Ram;
+use crate::bdev::{Bdev, Ram};
 use crate::pdu::digest::crc32c;
 use crate::pdu::{
     Data, Decoder, Fatal, HeaderBuf, ICReq, Item, Limits, Params, Pdu, R2T, Role, flag,
@@ -26,34 +26,38 @@ use crate::spec::{
 const NQN: &str = "nqn.2026-01.io.moorline:test";
 const HOSTNQN: &str = "nqn.2026-01.io.moorline:host";
 
-fn ms(ms: u64) -> Duration {
+pub(super) fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
 /// A target, and connections to it of which each byte is ours.
-struct Raw {
-    now: Instant,
-    pipe: Pipe,
-    target: Target<Pipe>,
-    peers: Vec<Peer>,
+pub(super) struct Raw {
+    pub now: Instant,
+    pub pipe: Pipe,
+    pub target: Target<Pipe>,
+    pub peers: Vec<Peer>,
 }
 
 /// What came over a connection.
-struct Peer {
-    id: ConnId,
+pub(super) struct Peer {
+    pub id: ConnId,
     decoder: Decoder,
     params: Params,
-    pdus: Vec<Pdu>,
+    pub pdus: Vec<Pdu>,
     data: Vec<u8>,
-    closed: bool,
+    pub closed: bool,
 }
 
 impl Raw {
-    fn new(config: TargetConfig) -> Self {
+    pub fn new(config: TargetConfig) -> Self {
+        Self::with(config, Box::new(Ram::new(512, 4096)))
+    }
+
+    pub fn with(config: TargetConfig, bdev: Box<dyn Bdev>) -> Self {
         let (pipe, far) = Pipe::pair(1, PipeOptions::default());
         let mut target = Target::new(far, config);
         let mut subsystem = Subsystem::new(NQN);
-        subsystem.add_namespace(1, Box::new(Ram::new(512, 4096))).unwrap();
+        subsystem.add_namespace(1, bdev).unwrap();
         target.add_subsystem(subsystem).unwrap();
         let mut private = Subsystem::new("nqn.2026-01.io.moorline:private");
         private.hosts = Some(vec!["nqn.2026-01.io.moorline:friend".into()]);
@@ -62,7 +66,7 @@ impl Raw {
         Self { now: Instant::ZERO, pipe, target, peers: Vec::new() }
     }
 
-    fn open(&mut self) -> usize {
+    pub fn open(&mut self) -> usize {
         let id = self.pipe.connect(self.now, addr(), &ConnOptions::default()).unwrap();
         self.peers.push(Peer {
             id,
@@ -76,12 +80,12 @@ impl Raw {
         self.peers.len() - 1
     }
 
-    fn send(&mut self, peer: usize, bytes: &[u8]) {
+    pub fn send(&mut self, peer: usize, bytes: &[u8]) {
         assert_eq!(self.pipe.send(self.peers[peer].id, bytes), bytes.len());
         self.pipe.flush(self.now);
     }
 
-    fn send_pdu(&mut self, peer: usize, pdu: &Pdu, data: &[u8]) {
+    pub fn send_pdu(&mut self, peer: usize, pdu: &Pdu, data: &[u8]) {
         let params = self.peers[peer].params;
         let mut bytes = HeaderBuf::encode(pdu, &params).bytes().to_vec();
         bytes.extend_from_slice(data);
@@ -92,7 +96,7 @@ impl Raw {
     }
 
     /// Lets time pass; what arrives is collected.
-    fn run(&mut self, time: Duration) {
+    pub fn run(&mut self, time: Duration) {
         let until = self.now + time;
         while self.now < until {
             self.pipe.turn(self.now);
@@ -132,13 +136,13 @@ impl Raw {
     }
 
     /// Sends a command and gives its completion.
-    fn command(&mut self, peer: usize, sqe: &Sqe, data: &[u8]) -> Cqe {
+    pub fn command(&mut self, peer: usize, sqe: &Sqe, data: &[u8]) -> Cqe {
         let data_len = data.len() as u32;
         self.send_pdu(peer, &Pdu::CapsuleCmd { sqe: *sqe, data_len }, data);
         self.completion(peer)
     }
 
-    fn completion(&mut self, peer: usize) -> Cqe {
+    pub fn completion(&mut self, peer: usize) -> Cqe {
         self.run(ms(2));
         match self.peers[peer].pdus.pop() {
             Some(Pdu::CapsuleResp { cqe }) => cqe,
@@ -146,7 +150,7 @@ impl Raw {
         }
     }
 
-    fn ic(&mut self, peer: usize, hdgst: bool, ddgst: bool) {
+    pub fn ic(&mut self, peer: usize, hdgst: bool, ddgst: bool) {
         let ic = ICReq { hdgst, ddgst, ..ICReq::default() };
         self.send_pdu(peer, &Pdu::ICReq(ic), &[]);
         self.run(ms(1));
@@ -154,7 +158,7 @@ impl Raw {
     }
 
     /// An enabled controller; gives its admin connection and CNTLID.
-    fn admin(&mut self, kato_ms: u32) -> (usize, u16) {
+    pub fn admin(&mut self, kato_ms: u32) -> (usize, u16) {
         let peer = self.open();
         self.ic(peer, false, false);
         let (sqe, data) = connect(0, 0xFFFF, kato_ms);
@@ -166,7 +170,7 @@ impl Raw {
     }
 
     /// An I/O queue, without SQ flow control.
-    fn io_queue(&mut self, cntlid: u16, hdgst: bool, ddgst: bool) -> usize {
+    pub fn io_queue(&mut self, cntlid: u16, hdgst: bool, ddgst: bool) -> usize {
         let peer = self.open();
         self.ic(peer, hdgst, ddgst);
         let (sqe, data) = connect(1, cntlid, 0);
@@ -193,7 +197,7 @@ fn addr() -> SocketAddr {
     "10.0.0.2:4420".parse().unwrap()
 }
 
-fn connect(qid: u16, cntlid: u16, kato_ms: u32) -> (Sqe, ConnectData) {
+pub(super) fn connect(qid: u16, cntlid: u16, kato_ms: u32) -> (Sqe, ConnectData) {
     let cattr = Connect::CATTR_DISSQFC;
     let mut sqe = Connect { recfmt: 0, qid, sqsize: 31, cattr, kato_ms }.to_sqe();
     sqe.cid.set(0x1234);
@@ -201,7 +205,7 @@ fn connect(qid: u16, cntlid: u16, kato_ms: u32) -> (Sqe, ConnectData) {
     (sqe, ConnectData::new(&HostId::from_bytes([7; 16]), cntlid, &subnqn, &hostnqn))
 }
 
-fn write(cid: u16, blocks: u32, in_capsule: bool) -> Sqe {
+pub(super) fn write(cid: u16, blocks: u32, in_capsule: bool) -> Sqe {
     let mut sqe = BlockCommand::new(1, 0, blocks).to_sqe(io::WRITE);
     sqe.cid.set(cid);
     if in_capsule { sqe.with_in_capsule(blocks * 512) } else { sqe.with_transport(blocks * 512) }
