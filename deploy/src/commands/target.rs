@@ -47,6 +47,8 @@ const SPIN: Duration = Duration::from_micros(50);
 const TICK: Duration = Duration::from_millis(100);
 /// More than the end of all connections may take.
 const END_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long the end waits for writes that devices have: hosts repeat them with the next process.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Options of `target`.
 #[derive(Args, Clone, Debug)]
@@ -358,7 +360,8 @@ fn sleep(now: Instant, until: Instant, ctl: Option<&Ctl>) -> Result<()> {
     }
 }
 
-/// Closes all connections, so that hosts need not find out by waiting.
+/// Closes all connections, so that hosts need not find out by waiting, and waits for the writes
+/// that devices have: hosts issue them again as soon as there is a target, and overwrite them.
 fn end<T: Transport>(target: &mut Target<T>) -> Result<()> {
     let started = Instant::monotonic();
     target.shutdown(started);
@@ -366,10 +369,18 @@ fn end<T: Transport>(target: &mut Target<T>) -> Result<()> {
         let now = Instant::monotonic();
         target.turn(now);
         target.flush(now);
-        if target.is_shut() || now >= started + END_TIMEOUT {
+        let stale_writes = target.stats().stale_writes;
+        let limit = started + if stale_writes > 0 { DRAIN_TIMEOUT } else { END_TIMEOUT };
+        if target.is_shut() {
             return Ok(());
         }
-        target.wait(Some(started + END_TIMEOUT), &[]).context("closing connections")?;
+        if now >= limit {
+            if stale_writes > 0 {
+                tracing::warn!(stale_writes, "ends while devices have writes: they may come late");
+            }
+            return Ok(());
+        }
+        target.wait(Some(limit), &[]).context("closing connections")?;
     }
 }
 
@@ -416,6 +427,8 @@ impl Teller<'_> {
                 "digest_errors": s.digest_errors,
                 "timeouts": s.timeouts,
                 "keep_alive_expired": s.keep_alive_expired,
+                "stale_writes": s.stale_writes,
+                "connects_held": s.connects_held,
             }));
         }
         out::line(format_args!(

@@ -151,5 +151,7 @@ fn figures<T: Transport>(target: &Target<T>) -> Value {
         "timeouts": s.timeouts,
         "keep_alive_expired": s.keep_alive_expired,
         "buffer_waits": s.buffer_waits,
+        "stale_writes": s.stale_writes,
+        "connects_held": s.connects_held,
     })
 }

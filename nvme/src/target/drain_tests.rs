@@ -224,3 +224,16 @@ fn a_connection_whose_connect_waits_may_end_in_any_way() {
         assert!(raw.target.core.pool.is_whole());
     }
 }
+
+#[test]
+fn a_target_that_ends_waits_for_the_writes_that_its_devices_have() {
+    let (mut raw, held) = raw();
+    let (_, io) = raw.controller(0);
+    raw.write(io);
+    raw.target.shutdown(raw.now);
+    raw.run(ms(1000));
+    assert!(raw.peers[io].closed && !raw.target.is_shut());
+    release(&held);
+    raw.run(ms(2));
+    assert!(raw.target.is_shut());
+}

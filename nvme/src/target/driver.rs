@@ -108,7 +108,8 @@ impl<T: Transport> Target<T> {
     }
 
     /// Closes all connections, so that hosts notice at once; new ones are turned away. Turns go on
-    /// until [`Target::is_shut`]; what is not closed within 200 ms is aborted.
+    /// until [`Target::is_shut`]; what is not closed within 200 ms is aborted. Writes that devices
+    /// have by then are waited for without bound: hosts repeat them with whoever serves next.
     pub fn shutdown(&mut self, now: Instant) {
         let mut open = Vec::new();
         for index in 0..self.core.conns.len() as u32 {
@@ -121,9 +122,10 @@ impl<T: Transport> Target<T> {
         self.shutdown = Some(Shutdown { open, abort_at: now + SHUTDOWN_GRACE });
     }
 
-    /// Whether [`Target::shutdown`] was called, and no connection is left of it.
+    /// Whether [`Target::shutdown`] was called, and no connection is left of it, and no write.
     pub fn is_shut(&self) -> bool {
-        self.shutdown.as_ref().is_some_and(|shutdown| shutdown.open.is_empty())
+        let is_closed = self.shutdown.as_ref().is_some_and(|shutdown| shutdown.open.is_empty());
+        is_closed && self.core.stats.stale_writes == 0
     }
 
     fn abort_late(&mut self, now: Instant) {
