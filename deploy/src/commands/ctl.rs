@@ -1,6 +1,7 @@
 //! `moorline ctl`: asks a running `moorline serve`, and prints the answer for people, or as JSON.
 
 use std::array;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::iter;
@@ -11,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
@@ -343,19 +344,37 @@ pub fn clear_faults(socket: &Path) -> Result<()> {
     Client::open(socket)?.ask_value(&Request::new(Cmd::ClearFaults)).map(drop)
 }
 
+/// A list as a report of ours, as [`report`] makes it, without a tree of values in between.
+#[derive(Serialize)]
+struct Listing<'a, R> {
+    conditions: Conditions<'a>,
+    #[serde(flatten)]
+    rows: BTreeMap<&'a str, Vec<R>>,
+    schema: u32,
+    version: &'static str,
+}
+
+#[derive(Serialize)]
+struct Conditions<'a> {
+    socket: &'a Path,
+}
+
 /// Asks for all pages of what is called `what`, and shows it as a table, or as it is.
-fn list<R: DeserializeOwned>(
+fn list<R: DeserializeOwned + Serialize>(
     client: &mut Client,
     request: Request,
     args: &CtlArgs,
     what: &str,
     table: fn(&[R]) -> String,
 ) -> Result<Exit> {
+    let rows = pages(client, request)?;
     if args.json {
-        let rows: Vec<Value> = pages(client, request)?;
-        out::line(format_args!("{}", report(&args.socket, json!({ what: rows }))))?;
+        let rows = BTreeMap::from([(what, rows)]);
+        let conditions = Conditions { socket: &args.socket };
+        let listing = Listing { conditions, rows, schema: SCHEMA, version: VERSION };
+        out::line(format_args!("{}", serde_json::to_string(&listing)?))?;
     } else {
-        out::text(&table(&pages(client, request)?))?;
+        out::text(&table(&rows))?;
     }
     Ok(Exit::Ok)
 }
@@ -589,6 +608,17 @@ mod tests {
         assert!(text.contains("errors        refused 200"), "{text}");
         let last = text.lines().last().unwrap();
         assert!(last.starts_with("100ms ago") && last.contains("200 in 20.0s"), "{text}");
+    }
+
+    #[test]
+    fn a_list_is_a_report_like_any_other() {
+        let socket = Path::new("/s");
+        let ctrl = Ctrl { name: "a".into(), ..Ctrl::default() };
+        let rows = BTreeMap::from([("controllers", vec![ctrl.clone()])]);
+        let conditions = Conditions { socket };
+        let listing = Listing { conditions, rows, schema: SCHEMA, version: VERSION };
+        let made = serde_json::to_value(&listing).unwrap();
+        assert_eq!(made, report(socket, json!({ "controllers": [ctrl] })));
     }
 
     #[test]
