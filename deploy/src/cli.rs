@@ -247,11 +247,11 @@ pub struct LaneArgs {
     /// Network namespace (as in `ip netns`) to work in.
     #[arg(long, value_name = "NAME")]
     pub netns: Option<String>,
-    /// Let options break things on purpose.
-    #[arg(long, hide = true)]
+    /// Allow options that break things on purpose.
+    #[arg(long)]
     pub allow_faults: bool,
     /// Share of the received frames that are dropped on purpose, 0 to 1 (xdp).
-    #[arg(long, hide = true, value_name = "SHARE", requires = "allow_faults")]
+    #[arg(long, value_name = "SHARE", requires = "allow_faults")]
     pub drop: Option<f64>,
 }
 
