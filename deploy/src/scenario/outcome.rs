@@ -531,4 +531,25 @@ mod tests {
             assert_eq!(seen.report(&scenario, TransportKind::Xdp)["pass"], pass);
         }
     }
+
+    #[test]
+    fn a_lost_write_or_a_command_completed_twice_is_a_failed_check() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/rig/scenarios/freeze.toml");
+        let scenario = Scenario::load(std::path::Path::new(path)).unwrap();
+        let counts = ["mismatches", "lost", "repeated", "unread", "errors", "double", "missing"];
+        let none: serde_json::Map<_, _> =
+            counts.map(|name| (name.to_owned(), json!(0))).into_iter().collect();
+        let verdict = |verify: Value| {
+            let mut seen = seen(vec![(true, Some(6_100_000))]);
+            seen.end["verify"] = verify;
+            seen.report(&scenario, TransportKind::Xdp)["pass"].clone()
+        };
+        assert_eq!(verdict(none.clone().into()), true);
+        for count in counts {
+            let mut one = none.clone();
+            one[count] = json!(1);
+            assert_eq!(verdict(one.into()), false, "{count}");
+        }
+        assert_eq!(verdict(Value::Null), false, "nothing was verified");
+    }
 }
