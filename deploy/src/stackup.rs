@@ -11,6 +11,7 @@ use moorline_stack::kernel::KernelSockets;
 use moorline_stack::lane::{LaneOptions, Mode};
 use moorline_stack::link::fault::{Faults, FaultsHandle, Faulty};
 use moorline_stack::link::xdp::XdpLink;
+use moorline_stack::mem::map_large_allocations;
 use moorline_stack::tcp::{Tcp, TcpConfig};
 use moorline_stack::{Instant, Link, Transport, route};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -54,6 +55,7 @@ pub struct Path {
 /// # Errors
 /// When the transport cannot be made (the message says what to do), and the job's own.
 pub fn run<J: Job>(lane: &LaneArgs, job: J) -> Result<J::Out> {
+    map_large_allocations();
     run_with(lane, None, job)
 }
 

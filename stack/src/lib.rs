@@ -25,7 +25,7 @@ pub mod transport;
 
 /// I/O memory.
 pub mod mem {
-    pub use moorline_xsk::arena::{Arena, IoBuf};
+    pub use moorline_xsk::arena::{Arena, IoBuf, map_large_allocations};
 }
 
 pub use link::{Link, LinkTx};
