@@ -230,7 +230,7 @@ impl Step {
 }
 
 /// Limits; what is not given is reported and not checked. That nothing fails, nothing is lost and
-/// no deadline is early is always checked.
+/// no deadline is early, nor later than one turn, is always checked.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {

@@ -199,6 +199,7 @@ impl Seen {
                 "recovered_ms_p50": recoveries.get(recoveries.len() / 2).copied().unwrap_or(0.0),
                 "attempts": end["attempts"], "deadline_early": end["deadlines_early"],
                 "deadline_late_max_us": end["deadline_late_max_us"],
+                "deadlines_late": end["deadlines_late"],
             },
             "reactor": {
                 "work_per_turn_max": {
@@ -300,6 +301,7 @@ fn checks(scenario: &Scenario, report: &Value) -> Vec<Value> {
         most("healthy errors", 0, &healthy["errors"]),
         most("healthy keep alives lost", 0, &healthy["keepalives_lost"]),
         most("deadlines early", 0, &dead["deadline_early"]),
+        most("deadlines later than one turn", 0, &dead["deadlines_late"]),
         most("dead controllers not live again", 0, &dead["unrecovered"]),
     ];
     let outages = || report["outages"].as_array().into_iter().flatten();
@@ -474,7 +476,9 @@ mod tests {
             depth: 1,
             ticks: (1..=40).map(tick).collect(),
             outages: vec![Outage { fault: Fault::Exit, at, ctrls, loses: None, misnamed: None }],
-            end: json!({ "ios": 4000, "errors": 0, "losses": 0, "deadlines_early": 0 }),
+            end: json!({
+                "ios": 4000, "errors": 0, "losses": 0, "deadlines_early": 0, "deadlines_late": 0,
+            }),
             started: 0,
             ..Seen::default()
         }
