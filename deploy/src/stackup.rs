@@ -107,15 +107,17 @@ fn over<L: Link, J: Job>(link: L, path: Path, lane: &LaneArgs, job: J) -> Result
     job.run(tcp, path)
 }
 
-/// Waits until our addresses are probed, so that listening on another node's fails at once.
+/// Waits until our addresses are probed, so that listening on another node's fails at once. They
+/// are announced by whoever flushes next: a target when it listens, for whoever hears of it tries
+/// it at once.
 fn probe<L: Link>(tcp: &mut Tcp<L>) -> io::Result<()> {
     loop {
         let now = Instant::monotonic();
         tcp.turn(now);
-        tcp.flush(now);
         if !tcp.is_probing() {
             return Ok(());
         }
+        tcp.flush(now);
         let until = tcp.poll_timeout();
         tcp.wait(until, &[])?;
     }
@@ -166,4 +168,23 @@ fn on_kernel<J: Job>(job: J) -> Result<J::Out> {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }); // or as it is
     let sockets = KernelSockets::new(KERNEL_CONNS_MAX).context("opening kernel sockets")?;
     job.run(sockets, Path::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use moorline_stack::link::sim::{SimLink, WireOptions};
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_announced_by_who_flushes_after_they_were_probed() {
+        let (link, _peer) = SimLink::pair(&WireOptions::default());
+        let addresses = vec![route::Cidr { ip: [10, 0, 0, 1].into(), prefix: 24 }];
+        let config = TcpConfig { addresses, probe_addresses: true, ..TcpConfig::default() };
+        let mut tcp = Tcp::new(Instant::monotonic(), link, &config).unwrap();
+        probe(&mut tcp).unwrap();
+        assert_eq!(tcp.stats().tx_frames, 3, "probes");
+        tcp.flush(Instant::monotonic());
+        assert_eq!(tcp.stats().tx_frames, 4, "and then an announcement");
+    }
 }
