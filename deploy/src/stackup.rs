@@ -55,7 +55,6 @@ pub struct Path {
 /// # Errors
 /// When the transport cannot be made (the message says what to do), and the job's own.
 pub fn run<J: Job>(lane: &LaneArgs, job: J) -> Result<J::Out> {
-    map_large_allocations();
     run_with(lane, None, job)
 }
 
@@ -65,6 +64,7 @@ pub fn run<J: Job>(lane: &LaneArgs, job: J) -> Result<J::Out> {
 /// # Errors
 /// As [`run`].
 pub fn run_with<J: Job>(lane: &LaneArgs, faults: Option<FaultsHandle>, job: J) -> Result<J::Out> {
+    map_large_allocations();
     if let Some(netns) = &lane.netns {
         moorline_rig::enter(netns)?;
     }
