@@ -3,7 +3,7 @@
 CARGO ?= cargo
 MOORLINE := target/release/moorline
 
-.PHONY: help demo restart test lint bench clean deps cargo
+.PHONY: help demo restart test sim lint bench clean deps cargo
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,6 +24,11 @@ bench: build ## what our code costs per read, then the demo with more rounds
 
 test: deps cargo ## all tests; with MOORLINE_REQUIRE_RIG=1 those that need root fail instead of skipping
 	$(CARGO) test --workspace
+
+SIM_RUNS ?= 2000
+
+sim: deps cargo ## simulated worlds, each from a fresh seed: faults, then everything must be well (SIM_RUNS=2000)
+	$(CARGO) run --release -p sim -- --runs $(SIM_RUNS)
 
 lint: deps cargo ## formatting, and clippy without a warning
 	$(CARGO) fmt --all --check
