@@ -290,6 +290,7 @@ impl Conn {
         let first = self.cids[0];
         self.cids = vec![NO_CID; usize::from(depth)].into();
         self.cids[0] = first;
+        self.sqhd = 1; // Connect was its first entry
         self.free = (1..depth).rev().collect();
         self.free.reserve_exact(1);
         self.waiting.reserve_exact(usize::from(depth));
