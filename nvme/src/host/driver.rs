@@ -57,6 +57,8 @@ pub(super) struct Entry {
     pub armed: Option<Instant>,
     /// After how many judgements that was armed.
     armed_in: u64,
+    /// It is being looked at, and is armed again when all were.
+    is_popped: bool,
 }
 
 /// When deadlines were judged last, and how often so far.
@@ -92,6 +94,8 @@ pub struct Host<T: Transport> {
     pub(super) deadlines: Deadlines,
     pub(super) probes: Probes,
     judged: Judged,
+    /// Controllers that were looked at in this judging; empty between them.
+    popped: Vec<u32>,
     /// PDUs received in this turn.
     pdus: u64,
     pub(super) figures: Figures,
@@ -118,6 +122,7 @@ impl<T: Transport> Host<T> {
             deadlines: Deadlines::default(),
             probes: Probes::new(&limits),
             judged: Judged::default(),
+            popped: Vec::with_capacity(limits.controllers),
             pdus: 0,
             figures: Figures::default(),
         }
@@ -160,6 +165,7 @@ impl<T: Transport> Host<T> {
             ready: Vec::new(),
             armed: None,
             armed_in: 0,
+            is_popped: false,
         });
         self.go_on(now, index as u32);
         Ok(id)
@@ -424,10 +430,12 @@ impl<T: Transport> Host<T> {
         }
     }
 
-    /// Moves a controller's deadline forward to `deadline`, if that is earlier.
+    /// Moves a controller's deadline forward to `deadline`, if that is earlier. Of one that is
+    /// being looked at this is done in the end.
     pub(super) fn arm(&mut self, ctrl: u32, deadline: Option<Instant>) {
         if let Some(entry) = &mut self.entries[ctrl as usize]
             && let Some(deadline) = deadline
+            && !entry.is_popped
             && entry.armed.is_none_or(|armed| deadline < armed)
         {
             entry.armed = Some(deadline);
@@ -436,8 +444,8 @@ impl<T: Transport> Host<T> {
         }
     }
 
-    /// Honours what is due, each controller's once at most: what is then due still is so in the
-    /// next turn, which comes at once. Returns how many.
+    /// Honours what is due, each controller's once: whoever has more that is due is put back
+    /// behind the others' first, for the next turn, which comes at once. Returns how many.
     fn honour_deadlines(&mut self, now: Instant) -> u32 {
         let before = self.judged;
         self.judged = Judged { now, count: before.count + 1 };
@@ -446,6 +454,8 @@ impl<T: Transport> Host<T> {
             let Some(ctrl) = self.deadlines.pop_due(now) else { break };
             let Some(entry) = &mut self.entries[ctrl as usize] else { continue };
             entry.armed = None;
+            entry.is_popped = true;
+            self.popped.push(ctrl);
             if let Some(deadline) = entry.poll_timeout().filter(|deadline| *deadline <= now) {
                 honoured += 1;
                 let is_late = deadline <= before.now && entry.armed_in < before.count;
@@ -458,6 +468,11 @@ impl<T: Transport> Host<T> {
                 self.standby_due(now, ctrl);
                 self.go_on(now, ctrl);
                 self.mark(At { ctrl, qpair: 0 });
+            }
+        }
+        while let Some(ctrl) = self.popped.pop() {
+            if let Some(entry) = &mut self.entries[ctrl as usize] {
+                entry.is_popped = false;
             }
             self.note_deadline(ctrl);
         }

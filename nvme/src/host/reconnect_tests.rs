@@ -565,7 +565,9 @@ fn when_our_own_link_comes_up_all_addresses_are_tried_at_once() {
 
 #[test]
 fn when_a_target_ends_all_connections_one_looks_whether_it_is_still_there() {
-    let mut world = large();
+    // No more than come back: a judgement of deadlines has room for each once.
+    let limits = HostLimits { controllers: 100, ..HostLimits::default() };
+    let mut world = World::with_limits(1, PipeOptions::default(), limits);
     many(&mut world, 100, &[address()]);
     let before = world.host.figures().attempts;
     world.fake.reset_all(world.now);
