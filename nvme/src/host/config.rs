@@ -32,6 +32,11 @@ pub struct HostLimits {
     pub admission_per_s: u32,
     /// Connections started to one target address at once.
     pub admission_burst: u32,
+    /// Connections started in a second over all addresses, of those whose place in their
+    /// address's admission has come: what many addresses that return together cost a turn.
+    pub starts_per_s: u32,
+    /// Connections started at once over all addresses.
+    pub starts_burst: u32,
     /// Tests of addresses that are not reachable, begun in a second, over all addresses.
     pub probes_per_s: u32,
     /// Such tests begun at once.
@@ -51,6 +56,8 @@ impl Default for HostLimits {
             queue_size: 1024,
             admission_per_s: 4000,
             admission_burst: 64,
+            starts_per_s: 8000,
+            starts_burst: 16,
             probes_per_s: 1000,
             probe_burst: 64,
             probes_under_way: 256,

@@ -6,9 +6,9 @@
 
 use moorline_stack::{Instant, Transport};
 
-use super::Cause;
 use super::driver::{At, Entry, Host};
 use super::reach::Reach;
+use super::{Cause, HostLimits};
 
 impl<T: Transport> Host<T> {
     /// Connects a qpair over TCP, now or at its place.
@@ -36,9 +36,11 @@ impl<T: Transport> Host<T> {
             return None;
         }
         let io_queues = u32::from(config.io_queues);
-        let (per_s, burst) = (self.limits.admission_per_s, self.limits.admission_burst);
-        let place = self.entries[at.ctrl as usize].as_ref()?.address;
-        Some(self.addresses.at(place).admit_io(now, io_queues, per_s, burst))
+        let address = self.entries[at.ctrl as usize].as_ref()?.address;
+        let HostLimits { admission_per_s: per_s, admission_burst: burst, .. } = self.limits;
+        let place = self.addresses.at(address).admit_io(now, io_queues, per_s, burst);
+        let HostLimits { starts_per_s, starts_burst, .. } = self.limits;
+        Some(self.addresses.start(now, place, starts_per_s, starts_burst))
     }
 
     /// Starts the connections whose place has come.

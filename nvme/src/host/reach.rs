@@ -195,9 +195,27 @@ fn next_place(to: &mut Instant, now: Instant, cost: Duration, burst: Duration) -
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
     places: Vec<Option<Address>>,
+    /// The end of the row of connections that are started over all addresses.
+    started_to: Instant,
 }
 
 impl Addresses {
+    /// When a connection may be started whose place in its address's admission is `place`: where
+    /// that has come, at its place among those of all addresses. (A place to come is in a row.)
+    pub(super) fn start(
+        &mut self,
+        now: Instant,
+        place: Instant,
+        per_s: u32,
+        burst: u32,
+    ) -> Instant {
+        if place > now {
+            return place;
+        }
+        let unit = Duration::from_secs(1) / per_s.max(1);
+        next_place(&mut self.started_to, now, unit, unit * burst)
+    }
+
     /// Adds a controller to its address; returns the address's place.
     pub(super) fn join(&mut self, addr: SocketAddr, ctrl: u32) -> u32 {
         let known = |place: &Option<Address>| place.as_ref().is_some_and(|p| p.addr == addr);

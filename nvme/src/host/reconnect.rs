@@ -15,7 +15,7 @@ use super::driver::Host;
 use super::life::{LifeState, Verdict};
 use super::reissue::ending;
 use super::requeue::Ending;
-use super::{Cause, CtrlId, Failure, HostEvent, Reach, Stage};
+use super::{Cause, CtrlId, Failure, HostEvent, HostLimits, Reach, Stage};
 
 impl<T: Transport> Host<T> {
     /// Drops a controller's connections and connects it again at once (as far as the admission of
@@ -80,8 +80,10 @@ impl<T: Transport> Host<T> {
             if connections == 0 {
                 return true;
             }
-            let (per_s, burst) = (self.limits.admission_per_s, self.limits.admission_burst);
-            let at = address.admit(now, connections, per_s, burst);
+            let HostLimits { admission_per_s, admission_burst, .. } = self.limits;
+            let at = address.admit(now, connections, admission_per_s, admission_burst);
+            let HostLimits { starts_per_s, starts_burst, .. } = self.limits;
+            let at = self.addresses.start(now, at, starts_per_s, starts_burst);
             entry.life.admitted = true;
             entry.life.wait_until(Some(at));
             return at <= now;

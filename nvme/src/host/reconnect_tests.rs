@@ -671,6 +671,27 @@ fn a_target_that_stood_still_is_not_met_by_more_connections_than_its_admission()
 }
 
 #[test]
+fn many_addresses_that_return_together_are_not_all_tried_in_one_turn() {
+    let mut world = large();
+    let addr = |n: u8| SocketAddr::from(([10, 0, 1, n], 4420));
+    let addrs: Vec<_> = (0..16).map(addr).collect();
+    for addr in &addrs {
+        world.fake.pipe.listen(Instant::ZERO, *addr, &ListenOptions::default()).unwrap();
+    }
+    many(&mut world, 256, &addrs);
+    world.fake.reset_all(world.now);
+    let start = world.now;
+    while kinds(&world.events).get("live") != Some(&256) {
+        let before = world.host.transport().stats().syns;
+        world.turn();
+        let started = world.host.transport().stats().syns - before;
+        assert!(started <= 16 + 16, "{started} in a turn: a burst, and tests of addresses");
+        world.now = world.now.max(world.next().unwrap());
+    }
+    assert!(world.now - start < 150 * MS, "{:?}", world.now - start);
+}
+
+#[test]
 fn a_controller_lost_while_its_io_queues_wait_for_their_place_is_connected_again() {
     let limits = HostLimits { admission_per_s: 10, admission_burst: 2, ..HostLimits::default() };
     let mut world = World::with_limits(1, PipeOptions::default(), limits);
