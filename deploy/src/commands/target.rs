@@ -231,8 +231,13 @@ fn open(backend: &Backend, block_size: u32) -> Result<Box<dyn Bdev>> {
     let options = FileOptions { block_size, ..FileOptions::default() };
     Ok(match backend {
         Backend::Ram(bytes) => {
-            let most = memory_bytes();
-            ensure!(*bytes <= most, "ram: {} is more than this machine has", Bytes(*bytes));
+            let free = memory_available();
+            ensure!(
+                *bytes <= free,
+                "ram:{} is more memory than this machine has free: {}",
+                Bytes(*bytes),
+                Bytes(free)
+            );
             Box::new(Ram::new(block_size, blocks(*bytes)?))
         }
         Backend::Null(bytes) => Box::new(Null::new(block_size, blocks(*bytes)?, true)),
@@ -244,12 +249,12 @@ fn open(backend: &Backend, block_size: u32) -> Result<Box<dyn Bdev>> {
     })
 }
 
-/// Memory of this machine, bytes; where it is not known, no limit.
-fn memory_bytes() -> u64 {
+/// Memory that can be had without swapping, bytes; where it is not known, no limit.
+fn memory_available() -> u64 {
     std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| {
-            let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+            let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
             line.split_whitespace().next()?.parse::<u64>().ok()
         })
         .map_or(u64::MAX, |kib| kib << 10)

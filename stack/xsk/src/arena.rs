@@ -66,8 +66,7 @@ impl Arena {
         Self { region: Rc::new(Region::new(len)), used: 0 }
     }
 
-    /// The same without the machine's reserve of huge pages, which is for I/O: for a lot of memory
-    /// that may never be touched.
+    /// The same without the machine's reserve of huge pages, which is for I/O: for what holds data.
     pub fn unreserved(len: usize) -> Self {
         Self { region: Rc::new(Region::unreserved(len)), used: 0 }
     }
