@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)] // a test, helpers included
 
+mod coverage;
 mod end;
 mod pdu;
 mod run;

@@ -190,7 +190,7 @@ impl Run {
                 self.until(soon, |run| run.pipe.send_room(id) > 0 || run.has_come(id))?;
             }
             Action::Accept(name) => {
-                let soon = Duration::from_millis(100);
+                let soon = Duration::from_secs(1);
                 if !self.until(soon, |run| !run.accepted.is_empty())? {
                     return Err("no connection".into());
                 }
