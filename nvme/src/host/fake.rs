@@ -49,7 +49,6 @@ pub(super) struct Knobs {
     pub acl: u8,
     pub never_ready: bool,
     pub refuse: Option<(Status, u32)>,
-    pub grant_hdgst: Option<bool>,
     pub cpda: u8,
     pub maxh2cdata: u32,
     pub queues: u32,
@@ -68,7 +67,6 @@ pub(super) struct Knobs {
     pub stuck_sqhd: bool,
     /// Bytes of data of one C2HData PDU, and of one R2T.
     pub chunk: usize,
-    pub corrupt_ddgst: bool,
     /// How long a connection may wait for its Connect; then it is closed.
     pub patience: Option<Duration>,
     /// A Connect that comes later than at once is answered with RST.
@@ -88,7 +86,6 @@ impl Default for Knobs {
             acl: 3,
             never_ready: false,
             refuse: None,
-            grant_hdgst: None,
             cpda: 0,
             maxh2cdata: 8192,
             queues: 64,
@@ -102,7 +99,6 @@ impl Default for Knobs {
             flow_control: false,
             stuck_sqhd: false,
             chunk: 16384,
-            corrupt_ddgst: false,
             patience: None,
             forgets_waiters: false,
             hook: Box::new(|_| Hook::Serve),
@@ -272,7 +268,7 @@ impl Fake {
     /// Sends a PDU on a queue, from nowhere.
     pub(super) fn inject(&mut self, qid: u16, pdu: &Pdu) {
         let conn = self.conns.iter_mut().find(|conn| conn.qid == qid).unwrap();
-        conn.push(pdu, &vec![0; pdu.data_len() as usize], false);
+        conn.push(pdu, &vec![0; pdu.data_len() as usize]);
     }
 
     /// Completes a command that was ignored.
@@ -290,7 +286,7 @@ impl Fake {
         let mut cqe = Cqe::new(cid, Status::SUCCESS);
         cqe.dw0.set(dw0);
         let conn = self.conns.iter_mut().find(|conn| conn.id == id).unwrap();
-        conn.push(&Pdu::CapsuleResp { cqe }, &[], false);
+        conn.push(&Pdu::CapsuleResp { cqe }, &[]);
     }
 
     pub(super) fn turn(&mut self, now: Instant) {
@@ -337,15 +333,15 @@ impl Fake {
         match item {
             Item::Pdu(Pdu::ICReq(icreq)) => {
                 conn.greeted = Some(self.now);
-                let hdgst = self.knobs.grant_hdgst.unwrap_or(icreq.hdgst);
                 let params =
                     Params { hdgst: icreq.hdgst, ddgst: icreq.ddgst, pda: self.knobs.cpda };
                 conn.decoder.set_params(params);
                 conn.params = Params { pda: icreq.hpda, ..params };
                 let (cpda, maxh2cdata) = (self.knobs.cpda, self.knobs.maxh2cdata);
-                let icresp = ICResp { pfv: 0, cpda, hdgst, ddgst: icreq.ddgst, maxh2cdata };
+                let icresp =
+                    ICResp { pfv: 0, cpda, hdgst: icreq.hdgst, ddgst: icreq.ddgst, maxh2cdata };
                 if !self.knobs.silent_ic {
-                    conn.push(&Pdu::ICResp(icresp), &[], false);
+                    conn.push(&Pdu::ICResp(icresp), &[]);
                 }
             }
             Item::Pdu(Pdu::H2CTermReq(term)) => self.term_reqs.push(term),
@@ -396,7 +392,7 @@ impl Fake {
         if write.got.is_multiple_of(chunk) {
             let r2tl = (write.data.len() - write.got).min(chunk) as u32;
             let r2t = R2T { cccid: cid, ttag: 7, r2to: write.got as u32, r2tl };
-            conn.push(&Pdu::R2T(r2t), &[], false);
+            conn.push(&Pdu::R2T(r2t), &[]);
         }
     }
 
@@ -418,7 +414,7 @@ impl Fake {
                 Hook::Bytes(bytes) => return conn.out.extend_from_slice(&bytes),
                 Hook::Send(pdus) => {
                     for pdu in pdus {
-                        conn.push(&pdu, &vec![0; pdu.data_len() as usize], false);
+                        conn.push(&pdu, &vec![0; pdu.data_len() as usize]);
                     }
                     return;
                 }
@@ -595,7 +591,7 @@ impl Fake {
             let datal = piece.len() as u32;
             let success = last && success;
             let pdu = Data { cccid: cid, ttag: 0, datao, datal, last, success };
-            conn.push(&Pdu::C2HData(pdu), piece, self.knobs.corrupt_ddgst && conn.qid > 0);
+            conn.push(&Pdu::C2HData(pdu), piece);
         }
         if !success {
             conn.respond(Cqe::new(cid, Status::SUCCESS));
@@ -635,17 +631,16 @@ impl Conn {
     fn respond(&mut self, mut cqe: Cqe) {
         let sqhd = if self.dissqfc { 0xFFFF } else { self.sqhd };
         cqe.sqhd.set(if self.stuck_sqhd { 0 } else { sqhd });
-        self.push(&Pdu::CapsuleResp { cqe }, &[], false);
+        self.push(&Pdu::CapsuleResp { cqe }, &[]);
     }
 
-    fn push(&mut self, pdu: &Pdu, data: &[u8], corrupt: bool) {
+    fn push(&mut self, pdu: &Pdu, data: &[u8]) {
         self.out.extend_from_slice(HeaderBuf::encode(pdu, &self.params).bytes());
         self.out.extend_from_slice(data);
         if self.params.ddgst && !data.is_empty() {
             let mut digest = DataDigest::new();
             digest.update(data);
-            let sum = digest.finish() ^ u32::from(corrupt);
-            self.out.extend_from_slice(&sum.to_le_bytes());
+            self.out.extend_from_slice(&digest.finish().to_le_bytes());
         }
     }
 }

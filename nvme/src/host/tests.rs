@@ -10,7 +10,7 @@ use moorline_stack::transport::{Cause as TcpCause, ConnOptions};
 
 use super::fake::{BLOCK, BLOCKS, Hook, World, config};
 use super::*;
-use crate::pdu::{Data, Fatal, HeaderBuf, Params, Pdu, R2T, TermReq};
+use crate::pdu::{Pdu, R2T, TermReq};
 use crate::spec::{Cqe, Sqe, Status};
 
 fn io(op: IoOp, lba: u64, blocks: u32, buf: Option<IoBuf>) -> Io {
@@ -244,102 +244,10 @@ fn io_that_cannot_be_is_completed_without_a_command() {
     assert!(world.fake.commands(1, 0x02).is_empty());
 }
 
-#[test]
-fn bad_data_digest_fails_the_command_and_not_the_connection() {
-    let mut world = world();
-    let id = world.live(CtrlConfig { ddgst: true, ..config() });
-    for (corrupt, success, expected) in [
-        (true, true, Status::TRANSIENT_TRANSPORT),
-        (true, false, Status::TRANSIENT_TRANSPORT),
-        (false, true, Status::SUCCESS),
-    ] {
-        world.fake.knobs.corrupt_ddgst = corrupt;
-        world.fake.knobs.success_flag = success;
-        world.host.submit(world.now, id, 0, io(IoOp::Read, 0, 8, Some(buf(4096)))).unwrap();
-        assert_eq!(done(&mut world).status, expected);
-    }
-}
-
 // What the target does wrong.
-
-/// Makes the target answer an I/O (a read or a write of 64 KiB) with `answer`, and returns why
-/// the host gave the controller up.
-fn violate(op: IoOp, answer: impl Fn(u16) -> Vec<Pdu> + 'static) -> (Fatal, TermReq) {
-    let mut world = world();
-    world.fake.knobs.hook = Box::new(move |sqe: &Sqe| Hook::Send(answer(sqe.cid.get())));
-    let id = world.live(config());
-    world.host.submit(world.now, id, 0, io(op, 0, 128, Some(buf(64 << 10)))).unwrap();
-    let failure = failure(&mut world);
-    assert_eq!((failure.stage, failure.qid), (Stage::Live, 1));
-    assert!(done(&mut world).status.is(Status::HOST_PATHING_ERROR));
-    let term = world.until(|world| world.fake.term_reqs.pop());
-    let Cause::Protocol(fatal) = failure.cause else { panic!("{failure}") };
-    assert_eq!((fatal.fes(), fatal.fei()), (term.fes, term.fei));
-    (fatal, term)
-}
-
-fn c2h(cccid: u16, datao: u32, datal: u32) -> Data {
-    Data { cccid, ttag: 0, datao, datal, last: false, success: false }
-}
 
 fn ok(cid: u16) -> Pdu {
     Pdu::CapsuleResp { cqe: Cqe::new(cid, Status::SUCCESS) }
-}
-
-#[test]
-fn wrong_c2h_data_is_fatal() {
-    let read = |answer: fn(u16) -> Vec<Pdu>| violate(IoOp::Read, answer).0;
-    let unknown = read(|cid| vec![Pdu::C2HData(c2h(cid ^ 0x1000, 0, 512))]);
-    assert_eq!(unknown, Fatal::InvalidHeaderField(8));
-    let beyond_table = read(|_| vec![Pdu::C2HData(c2h(0xFFFF, 0, 512))]);
-    assert_eq!(beyond_table, Fatal::InvalidHeaderField(8));
-    assert_eq!(read(|cid| vec![Pdu::C2HData(c2h(cid, 512, 512))]), Fatal::DataOutOfRange);
-    assert_eq!(read(|cid| vec![Pdu::C2HData(c2h(cid, 0, 65540))]), Fatal::DataOutOfRange);
-    let twice = read(|cid| vec![Pdu::C2HData(c2h(cid, 0, 512)), Pdu::C2HData(c2h(cid, 0, 512))]);
-    assert_eq!(twice, Fatal::DataOutOfRange);
-    let after_last = read(|cid| {
-        let last = Data { last: true, ..c2h(cid, 0, 512) };
-        vec![Pdu::C2HData(last), Pdu::C2HData(c2h(cid, 512, 512))]
-    });
-    assert_eq!(after_last, Fatal::PduSequence);
-    let for_a_write = violate(WRITE, |cid| vec![Pdu::C2HData(c2h(cid, 0, 512))]).0;
-    assert_eq!(for_a_write, Fatal::InvalidHeaderField(8));
-}
-
-#[test]
-fn short_read_is_fatal() {
-    let read = |answer: fn(u16) -> Vec<Pdu>| violate(IoOp::Read, answer).0;
-    assert_eq!(read(|cid| vec![ok(cid)]), Fatal::PduSequence);
-    assert_eq!(read(|cid| vec![Pdu::C2HData(c2h(cid, 0, 512)), ok(cid)]), Fatal::PduSequence);
-    let success =
-        read(|cid| vec![Pdu::C2HData(Data { last: true, success: true, ..c2h(cid, 0, 512) })]);
-    assert_eq!(success, Fatal::PduSequence);
-}
-
-#[test]
-fn wrong_r2t_is_fatal() {
-    let write = |answer: fn(u16) -> Vec<Pdu>| violate(WRITE, answer).0;
-    let r2t = |cccid, r2to, r2tl| Pdu::R2T(R2T { cccid, ttag: 1, r2to, r2tl });
-    assert_eq!(
-        violate(WRITE, move |cid| vec![r2t(cid ^ 0x1000, 0, 512)]).0,
-        Fatal::InvalidHeaderField(8)
-    );
-    assert_eq!(violate(WRITE, move |cid| vec![r2t(cid, 512, 512)]).0, Fatal::DataOutOfRange);
-    assert_eq!(violate(WRITE, move |cid| vec![r2t(cid, 0, 65540)]).0, Fatal::DataOutOfRange);
-    let beyond_maxr2t = violate(WRITE, move |cid| vec![r2t(cid, 0, 4096), r2t(cid, 4096, 4096)]).0;
-    assert_eq!(beyond_maxr2t, Fatal::LimitExceeded);
-    let for_a_read = violate(IoOp::Read, move |cid| vec![r2t(cid, 0, 512)]).0;
-    assert_eq!(for_a_read, Fatal::InvalidHeaderField(8));
-    assert_eq!(write(|cid| vec![ok(cid)]), Fatal::PduSequence, "done without its data");
-}
-
-#[test]
-fn completion_of_nothing_is_fatal() {
-    let twice = violate(IoOp::Read, |cid| {
-        let failed = Pdu::CapsuleResp { cqe: Cqe::new(cid, Status::INTERNAL_ERROR) };
-        vec![Pdu::CapsuleResp { cqe: Cqe::new(cid ^ 0x2000, Status::SUCCESS) }, failed]
-    });
-    assert_eq!(twice.0, Fatal::InvalidHeaderField(20));
 }
 
 #[test]
@@ -477,35 +385,6 @@ fn closed_port_is_refused_at_once() {
         failure.to_string().starts_with("target 10.0.0.2:1: TCP connect: connection refused"),
         "{failure}"
     );
-}
-
-#[test]
-fn digest_that_was_asked_for_must_be_granted() {
-    let mut world = world();
-    world.fake.knobs.grant_hdgst = Some(false);
-    world.connect(CtrlConfig { hdgst: true, ..config() });
-    assert_eq!(failure(&mut world).cause, Cause::Protocol(Fatal::InvalidHeaderField(11)));
-}
-
-#[test]
-fn wrong_header_digest_on_a_live_queue_is_fatal_and_told_with_what_came() {
-    for ddgst in [true, false] {
-        let mut world = world();
-        let params = Params { hdgst: true, ddgst, pda: 0 };
-        world.fake.knobs.hook = Box::new(move |sqe: &Sqe| {
-            let mut bytes = HeaderBuf::encode(&ok(sqe.cid.get()), &params).bytes().to_vec();
-            bytes[24..].copy_from_slice(&0xDEAD_BEEF_u32.to_le_bytes());
-            Hook::Bytes(bytes)
-        });
-        let id = world.live(CtrlConfig { hdgst: true, ddgst, ..config() });
-        world.host.submit(world.now, id, 0, io(IoOp::Read, 0, 1, Some(buf(BLOCK)))).unwrap();
-        let failure = failure(&mut world);
-        assert_eq!((failure.stage, failure.qid), (Stage::Live, 1));
-        assert_eq!(failure.cause, Cause::Protocol(Fatal::HeaderDigest(0xDEAD_BEEF)));
-        assert!(done(&mut world).status.is(Status::HOST_PATHING_ERROR));
-        let term = world.until(|world| world.fake.term_reqs.pop());
-        assert_eq!((term.fes, term.fei), (3, 0xDEAD_BEEF));
-    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! A target and peers that are written by hand: every Connect that fails, every PDU that must not
-//! come, and every silence.
+//! A target and peers of which each byte is ours: what `tests/scripts` cannot see, its buffers
+//! and devices among them.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,14 +13,12 @@ use zerocopy::IntoBytes;
 use super::{Subsystem, Target, TargetConfig};
 use crate::bdev::{Bdev, Ram};
 use crate::pdu::digest::crc32c;
-use crate::pdu::{
-    Data, Decoder, Fatal, HeaderBuf, ICReq, Item, Limits, Params, Pdu, R2T, Role, flag,
-};
+use crate::pdu::{Data, Decoder, HeaderBuf, ICReq, Item, Limits, Params, Pdu, R2T, Role};
 use crate::spec::identify::{IDENTIFY_BYTES, cns};
 use crate::spec::opcode::{admin, fctype, io};
 use crate::spec::{
     Abort, BlockCommand, Cc, Connect, ConnectData, Cqe, Csts, GetFeatures, GetLogPage, HostId,
-    Identify, InvalidParameter, Nqn, Property, SetFeatures, Sqe, Status, features, property,
+    Identify, Nqn, Property, SetFeatures, Sqe, Status, features, property,
 };
 
 const NQN: &str = "nqn.2026-01.io.moorline:test";
@@ -178,19 +176,6 @@ impl Raw {
         assert_eq!((cqe.status(), cqe.sqhd.get()), (Status::SUCCESS, 0xFFFF), "DISSQFC");
         peer
     }
-
-    /// What the target says of a peer's violation: its TermReq's FES and FEI, then the end.
-    fn term(&mut self, peer: usize) -> (u16, u32) {
-        self.run(ms(10));
-        let term = match self.peers[peer].pdus.pop() {
-            Some(Pdu::C2HTermReq(term)) => (term.fes, term.fei),
-            pdu => panic!("{pdu:?}"),
-        };
-        assert!(!self.peers[peer].closed, "the peer is to close");
-        self.run(ms(1100));
-        assert!(self.peers[peer].closed, "or it is closed");
-        term
-    }
 }
 
 fn addr() -> SocketAddr {
@@ -209,93 +194,6 @@ pub(super) fn write(cid: u16, blocks: u32, in_capsule: bool) -> Sqe {
     let mut sqe = BlockCommand::new(1, 0, blocks).to_sqe(io::WRITE);
     sqe.cid.set(cid);
     if in_capsule { sqe.with_in_capsule(blocks * 512) } else { sqe.with_transport(blocks * 512) }
-}
-
-fn invalid(parameter: InvalidParameter) -> (Status, u32) {
-    let cqe = parameter.to_cqe(0);
-    (cqe.status(), cqe.dw0.get())
-}
-
-#[test]
-fn every_connect_that_fails_says_why() {
-    let mut raw = Raw::new(TargetConfig { controllers_max: 2, ..TargetConfig::default() });
-    let (admin, cntlid) = raw.admin(0);
-    let peer = raw.open();
-    raw.ic(peer, false, false);
-    let mut refused = |change: &dyn Fn(&mut Sqe, &mut ConnectData)| {
-        let (mut sqe, mut data) = connect(0, 0xFFFF, 0);
-        change(&mut sqe, &mut data);
-        let cqe = raw.command(peer, &sqe, data.as_bytes());
-        (cqe.status(), cqe.dw0.get())
-    };
-    let io = |qid: u16, id: u16| {
-        move |sqe: &mut Sqe, data: &mut ConnectData| (*sqe, *data) = connect(qid, id, 0)
-    };
-    let field = |name: &str| Nqn::new(name).unwrap().to_field();
-    assert_eq!(
-        refused(&|sqe, _| sqe.cdw10.set(1)),
-        (Status::CONNECT_INCOMPATIBLE_FORMAT.with_dnr(), 0)
-    );
-    assert_eq!(refused(&|sqe, _| sqe.cdw11.set(0)), invalid(InvalidParameter::SQSIZE));
-    assert_eq!(refused(&|sqe, _| sqe.cdw11.set(128)), invalid(InvalidParameter::SQSIZE));
-    assert_eq!(refused(&|_, data| data.cntlid.set(5)), invalid(InvalidParameter::CNTLID));
-    assert_eq!(
-        refused(&|_, data| data.subnqn = field("nqn.2026-01.io.moorline:none")),
-        invalid(InvalidParameter::SUBNQN)
-    );
-    assert_eq!(refused(&|_, data| data.subnqn.fill(b'x')), invalid(InvalidParameter::SUBNQN));
-    assert_eq!(refused(&|_, data| data.hostnqn.fill(0)), invalid(InvalidParameter::HOSTNQN));
-    assert_eq!(
-        refused(&|_, data| data.subnqn = field("nqn.2026-01.io.moorline:private")),
-        (Status::CONNECT_INVALID_HOST.with_dnr(), 0)
-    );
-    assert_eq!(refused(&io(1, cntlid + 1)), invalid(InvalidParameter::CNTLID));
-    assert_eq!(refused(&io(65, cntlid)), invalid(InvalidParameter::QID));
-    assert_eq!(
-        refused(&|sqe, data| {
-            (*sqe, *data) = connect(1, cntlid, 0);
-            data.hostid = [8; 16];
-        }),
-        invalid(InvalidParameter::HOSTID)
-    );
-    assert_eq!(
-        refused(&|sqe, data| {
-            (*sqe, *data) = connect(1, cntlid, 0);
-            data.hostnqn = field("nqn.2026-01.io.moorline:other");
-        }),
-        invalid(InvalidParameter::HOSTNQN)
-    );
-    // A queue in use, and no room for another controller: both worth another try.
-    let busy = (Status::CONNECT_CONTROLLER_BUSY, 0);
-    raw.io_queue(cntlid, false, false);
-    let (sqe, data) = connect(1, cntlid, 0);
-    let cqe = raw.command(peer, &sqe, data.as_bytes());
-    assert_eq!((cqe.status(), cqe.dw0.get()), busy);
-    raw.admin(0);
-    let (sqe, data) = connect(0, 0xFFFF, 0);
-    let cqe = raw.command(peer, &sqe, data.as_bytes());
-    assert_eq!((cqe.status(), cqe.dw0.get()), busy);
-    // Not ready: an I/O queue comes too early.
-    raw.command(admin, &Property::set(property::CC, 0), &[]);
-    let (sqe, data) = connect(2, cntlid, 0);
-    let cqe = raw.command(peer, &sqe, data.as_bytes());
-    assert_eq!(cqe.status(), Status::COMMAND_SEQUENCE_ERROR.with_dnr());
-}
-
-#[test]
-fn nothing_but_connect_comes_first_and_only_once() {
-    let mut raw = Raw::new(TargetConfig::default());
-    let peer = raw.open();
-    raw.ic(peer, false, false);
-    let early = Status::COMMAND_SEQUENCE_ERROR.with_dnr();
-    assert_eq!(raw.command(peer, &features::keep_alive(), &[]).status(), early);
-    assert_eq!(raw.command(peer, &Property::get(property::VS), &[]).status(), early);
-    let (mut sqe, data) = connect(0, 0xFFFF, 0);
-    assert_eq!(raw.command(peer, &sqe, data.as_bytes()).status(), Status::SUCCESS);
-    assert_eq!(raw.command(peer, &sqe, data.as_bytes()).status(), early);
-    sqe = Identify::new(cns::CONTROLLER, 0).to_sqe().with_transport(4096);
-    assert_eq!(raw.command(peer, &sqe, &[]).status(), early, "not enabled");
-    assert_eq!(raw.command(peer, &features::keep_alive(), &[]).status(), Status::SUCCESS);
 }
 
 #[test]
@@ -449,110 +347,6 @@ fn commands_that_are_malformed_fail_and_the_queue_lives() {
     assert!(raw.target.core.pool.is_whole());
 }
 
-#[test]
-fn a_command_id_in_use_is_a_conflict() {
-    let mut raw = Raw::new(TargetConfig::default());
-    let (peer, _) = raw.admin(0);
-    let mut aer = features::async_event_request();
-    aer.cid.set(77);
-    raw.send_pdu(peer, &Pdu::CapsuleCmd { sqe: aer, data_len: 0 }, &[]);
-    let mut sqe = features::keep_alive();
-    sqe.cid.set(77);
-    assert_eq!(raw.command(peer, &sqe, &[]).status(), Status::CID_CONFLICT.with_dnr());
-}
-
-/// A peer before anything, one with ICResp, an admin and an I/O queue, each with what must not
-/// come there.
-#[test]
-fn peers_that_break_the_protocol_are_told_how() {
-    let config = TargetConfig::default;
-    let header = |pdu_type: u8, hlen: u8, plen: u32| {
-        let mut bytes = vec![pdu_type, 0, hlen, 0];
-        bytes.extend_from_slice(&plen.to_le_bytes());
-        bytes.resize(usize::from(hlen).max(8), 0);
-        bytes
-    };
-    let mut icreq = header(0, 128, 128);
-    icreq[8] = 1;
-    let mut hpda = header(0, 128, 128);
-    hpda[10] = 32;
-    let capsule = HeaderBuf::encode(
-        &Pdu::CapsuleCmd { sqe: features::keep_alive(), data_len: 0 },
-        &Params::default(),
-    );
-    let first = [
-        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), (1, 0)),
-        (capsule.bytes().to_vec(), (2, 0)),
-        (header(0x08, 24, 24), (1, 0)),
-        (header(0x00, 127, 128), (1, 2)),
-        (header(0x00, 128, 129), (1, 4)),
-        (header(0x07, 24, 64), (2, 0)),
-        (icreq, (1, 8)),
-        (hpda, (1, 10)),
-    ];
-    for (bytes, expected) in first {
-        let mut raw = Raw::new(config());
-        let peer = raw.open();
-        raw.send(peer, &bytes);
-        assert_eq!(raw.term(peer), expected, "{bytes:x?}");
-        assert_eq!(raw.target.stats().fatal, 1);
-    }
-    // A second ICReq.
-    let mut raw = Raw::new(config());
-    let peer = raw.open();
-    raw.ic(peer, false, false);
-    raw.send_pdu(peer, &Pdu::ICReq(ICReq::default()), &[]);
-    assert_eq!(raw.term(peer), (2, 0));
-
-    let sgl = |id: u8, at: u64| {
-        let mut sqe = write(1, 8, false);
-        sqe.sgl_id = id;
-        sqe.sgl_addr.set(at);
-        Pdu::CapsuleCmd { sqe, data_len: 0 }
-    };
-    let data = |cccid, ttag, datao, datal, last| {
-        Pdu::H2CData(Data { cccid, ttag, datao, datal, last, success: false })
-    };
-    let too_long = Pdu::CapsuleCmd { sqe: write(1, 17, true), data_len: 17 * 512 };
-    let live = [
-        (sgl(0x02, 0), (6, 47)),
-        (sgl(0x01, 4), (6, 32)),
-        (too_long, (5, 0)),
-        (data(1, 0x3FF, 0, 512, true), (2, 0)),
-        (data(1, 0, 0, 512, true), (2, 0)),
-    ];
-    for (pdu, expected) in live {
-        let mut raw = Raw::new(config());
-        let (_, cntlid) = raw.admin(0);
-        let peer = raw.io_queue(cntlid, false, false);
-        raw.send_pdu(peer, &pdu, &vec![0; pdu.data_len() as usize]);
-        assert_eq!(raw.term(peer), expected, "{pdu:?}");
-    }
-    // Data of an R2T that are not what it asked for.
-    let wrong = |t| {
-        [
-            (data(2, t, 0, 512, false), (1, 8)),
-            (data(1, t ^ 0x400, 0, 512, false), (2, 0)),
-            (data(1, t, 512, 512, false), (4, 0)),
-            (data(1, t, 0, 16384 + 4, true), (4, 0)),
-            (data(1, t, 0, 512, true), (1, 1)),
-            (data(1, t, 0, 16384, false), (1, 1)),
-            (data(1, t, 0, (128 << 10) + 4, true), (5, 0)),
-        ]
-    };
-    for case in 0..wrong(0).len() {
-        let mut raw = Raw::new(config());
-        let (_, cntlid) = raw.admin(0);
-        let peer = raw.io_queue(cntlid, false, false);
-        let r2t = r2t(&mut raw, peer, 32);
-        assert_eq!((r2t.cccid, r2t.r2to, r2t.r2tl), (1, 0, 16384));
-        let (pdu, expected) = wrong(r2t.ttag)[case];
-        raw.send_pdu(peer, &pdu, &vec![0; pdu.data_len() as usize]);
-        assert_eq!(raw.term(peer), expected, "{pdu:?}");
-        assert!(raw.target.core.pool.is_whole(), "the write's buffer is home");
-    }
-}
-
 fn r2t(raw: &mut Raw, peer: usize, blocks: u32) -> R2T {
     let sqe = write(1, blocks, false);
     raw.send_pdu(peer, &Pdu::CapsuleCmd { sqe, data_len: 0 }, &[]);
@@ -578,113 +372,6 @@ fn data_are_acknowledged_at_once_where_no_answer_does_it() {
         assert_eq!(raw.target.transport().acks() - before, acks);
     }
     assert!(matches!(raw.peers[peer].pdus.pop(), Some(Pdu::CapsuleResp { .. })));
-}
-
-#[test]
-fn a_wrong_header_digest_is_fatal_and_a_missing_flag_too() {
-    for (at, value, expected) in [(10, 0xFF, 3), (1, 0, 1)] {
-        let mut raw = Raw::new(TargetConfig::default());
-        let (_, cntlid) = raw.admin(0);
-        let peer = raw.io_queue(cntlid, true, false);
-        let pdu = Pdu::CapsuleCmd { sqe: Sqe::new(io::FLUSH, 1), data_len: 0 };
-        let mut bytes = HeaderBuf::encode(&pdu, &raw.peers[peer].params).bytes().to_vec();
-        assert_eq!(bytes[1], flag::HDGSTF);
-        bytes[at] = value;
-        raw.send(peer, &bytes);
-        assert_eq!(raw.term(peer).0, expected);
-    }
-}
-
-#[test]
-fn a_wrong_data_digest_fails_its_command_only() {
-    let mut raw = Raw::new(TargetConfig::default());
-    let (_, cntlid) = raw.admin(0);
-    let peer = raw.io_queue(cntlid, true, true);
-    let send = |raw: &mut Raw, pdu: &Pdu, len: usize, flip: u8| {
-        let mut bytes = HeaderBuf::encode(pdu, &raw.peers[peer].params).bytes().to_vec();
-        bytes.extend_from_slice(&vec![3; len]);
-        bytes.extend_from_slice(&(crc32c(&vec![3; len]) ^ u32::from(flip)).to_le_bytes());
-        raw.send(peer, &bytes);
-    };
-    let in_capsule = Pdu::CapsuleCmd { sqe: write(1, 8, true), data_len: 4096 };
-    for (flip, expected) in [(1, Status::TRANSIENT_TRANSPORT), (0, Status::SUCCESS)] {
-        send(&mut raw, &in_capsule, 4096, flip);
-        assert_eq!(raw.completion(peer).status(), expected);
-    }
-    // In the first of two H2CData: the second is still taken, then the command fails.
-    let R2T { ttag, .. } = r2t(&mut raw, peer, 32);
-    let part = |datao, last| {
-        Pdu::H2CData(Data { cccid: 1, ttag, datao, datal: 8192, last, success: false })
-    };
-    send(&mut raw, &part(0, false), 8192, 1);
-    raw.run(ms(1));
-    assert!(raw.peers[peer].pdus.is_empty());
-    send(&mut raw, &part(8192, true), 8192, 0);
-    assert_eq!(raw.completion(peer).status(), Status::TRANSIENT_TRANSPORT);
-    assert_eq!(raw.target.stats().digest_errors, 2);
-    send(&mut raw, &in_capsule, 4096, 0);
-    assert_eq!(raw.completion(peer).status(), Status::SUCCESS);
-}
-
-#[test]
-fn a_term_req_is_never_answered() {
-    let mut raw = Raw::new(TargetConfig::default());
-    let peer = raw.open();
-    raw.ic(peer, false, false);
-    let term = Fatal::PduSequence.term_req(Role::Host, &[1; 24]);
-    raw.send(peer, term.bytes());
-    raw.run(ms(10));
-    assert!(raw.peers[peer].pdus.is_empty() && raw.peers[peer].closed);
-}
-
-#[test]
-fn silence_before_connect_has_a_deadline() {
-    let mut raw = Raw::new(TargetConfig::default());
-    let silent = raw.open();
-    raw.run(ms(4990));
-    assert!(!raw.peers[silent].closed);
-    raw.run(ms(20));
-    assert!(raw.peers[silent].closed);
-    let half = raw.open();
-    raw.ic(half, false, false);
-    let (sqe, data) = connect(0, 0xFFFF, 0);
-    let pdu = Pdu::CapsuleCmd { sqe, data_len: 1024 };
-    raw.send_pdu(half, &pdu, &data.as_bytes()[..1023]);
-    raw.run(ms(5010));
-    assert!(raw.peers[half].closed);
-    assert_eq!((raw.target.stats().timeouts, raw.target.stats().conns), (2, 0));
-}
-
-#[test]
-fn strangers_are_capped_and_guests_do_not_count() {
-    let config = TargetConfig { unauthenticated_per_peer_max: 2, ..TargetConfig::default() };
-    let mut raw = Raw::new(config);
-    raw.admin(0);
-    let first = raw.open();
-    let second = raw.open();
-    let third = raw.open();
-    raw.run(ms(1));
-    let closed = |raw: &Raw, peer: usize| raw.peers[peer].closed;
-    assert!(!closed(&raw, first) && !closed(&raw, second) && closed(&raw, third));
-    assert_eq!(raw.target.stats().refused, 1);
-}
-
-#[test]
-fn an_association_without_keep_alive_ends_with_all_its_queues() {
-    let mut raw = Raw::new(TargetConfig::default());
-    let (admin, cntlid) = raw.admin(1000);
-    let (other, _) = raw.admin(60_000);
-    let io = raw.io_queue(cntlid, false, false);
-    for _ in 0..4 {
-        raw.run(ms(900));
-        assert_eq!(raw.command(admin, &features::keep_alive(), &[]).status(), Status::SUCCESS);
-    }
-    raw.run(ms(990));
-    assert!(!raw.peers[admin].closed);
-    raw.run(ms(20));
-    assert!(raw.peers[admin].closed && raw.peers[io].closed && !raw.peers[other].closed);
-    let stats = raw.target.stats();
-    assert_eq!((stats.keep_alive_expired, stats.controllers, stats.conns), (1, 1, 1));
 }
 
 #[test]
@@ -753,20 +440,6 @@ fn commands_wait_for_buffers_and_nothing_deadlocks() {
     }
     assert_eq!(completed, [1, 2, 3, 4, 5]);
     assert!(raw.target.stats().buffer_waits >= 4 && raw.target.core.pool.is_whole());
-}
-
-#[test]
-fn more_commands_than_the_queue_has_are_fatal() {
-    let mut raw = Raw::new(TargetConfig::default());
-    let (_, cntlid) = raw.admin(0);
-    let peer = raw.io_queue(cntlid, false, false);
-    for cid in 0..33 {
-        let pdu = Pdu::CapsuleCmd { sqe: write(cid, 32, false), data_len: 0 };
-        raw.send_pdu(peer, &pdu, &[]);
-    }
-    raw.run(ms(10));
-    let last = raw.peers[peer].pdus.pop();
-    assert!(matches!(last, Some(Pdu::C2HTermReq(term)) if term.fes == 5), "{last:?}");
 }
 
 #[test]
