@@ -43,6 +43,12 @@ impl End {
                 "strangers" => config.unauthenticated_per_peer_max = n as usize,
                 "maxh2cdata" => config.h2c_data_bytes_max = n as u32,
                 "in_capsule" => config.in_capsule_bytes = n as u32,
+                "buffers" => {
+                    config.in_capsule_buffers = n as usize;
+                    config.small_buffers = n as usize;
+                    config.medium_buffers = n as usize;
+                    config.large_buffers = n as usize;
+                }
                 "mdts" => config.mdts = n as u8,
                 other => return Err(format!("a target has no option {other}")),
             }

@@ -78,6 +78,11 @@ impl Script {
     fn include(&mut self, path: &Path) {
         let text = std::fs::read_to_string(path)
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        self.parse(path, &text);
+    }
+
+    /// The lines of `text`, as if they stood in the file at `path`.
+    pub fn parse(&mut self, path: &Path, text: &str) {
         let name = path.file_name().expect("a file").to_string_lossy().into_owned();
         for (number, line) in text.lines().enumerate() {
             let line = line.split(" # ").next().unwrap_or_default().trim();
