@@ -3,7 +3,7 @@
 CARGO ?= cargo
 MOORLINE := target/release/moorline
 
-.PHONY: help demo restart test sim lint bench clean deps cargo
+.PHONY: help demo restart test sim lint bench fuzz clean deps cargo
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,6 +33,24 @@ sim: deps cargo ## simulated worlds, each from a fresh seed: faults, then everyt
 lint: deps cargo ## formatting, and clippy without a warning
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+FUZZ_TARGETS := decoder ic pages target host frames config scenario
+TIME ?= 60
+# libFuzzer wants unstable flags of the compiler, no other compiler.
+FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
+
+fuzz: deps cargo fuzz-deps ## each fuzz target for TIME seconds (60), or those in FUZZ_TARGETS
+	@for target in $(FUZZ_TARGETS); do \
+	  mkdir -p tests/fuzz/fresh/$$target; \
+	  $(FUZZ) run --fuzz-dir tests/fuzz -s none --features libfuzzer $$target \
+	    tests/fuzz/fresh/$$target tests/fuzz/corpus/$$target -- \
+	    -max_total_time=$(TIME) -max_len=8192 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+	    || exit 1; \
+	done
+
+.PHONY: fuzz-deps
+fuzz-deps:
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked
 
 clean: ## remove what was built, and rigs that were left over
 	@if [ -x $(MOORLINE) ]; then $(MOORLINE) rig sweep || true; fi

@@ -48,7 +48,7 @@ pub struct DiscoverArgs {
 
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Entry {
+pub struct Entry {
     trtype: &'static str,
     adrfam: &'static str,
     subtype: &'static str,
@@ -164,7 +164,11 @@ fn read<T: Transport>(session: &mut Session<T>, offset: u64) -> Result<Vec<u8>> 
     Ok(done.data)
 }
 
-fn parse(entry: &[u8]) -> Entry {
+/// One entry of the log, from its bytes: whatever they are, nothing in it moves a cursor.
+///
+/// # Panics
+/// When they are fewer than 1024.
+pub fn parse(entry: &[u8]) -> Entry {
     let u16_at = |at: usize| u16::from_le_bytes([entry[at], entry[at + 1]]);
     Entry {
         trtype: match entry[0] {

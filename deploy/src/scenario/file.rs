@@ -275,7 +275,11 @@ impl Scenario {
         steps.any(|step| matches!(step.fault, Fault::Target(_)))
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// From a file's text.
+    ///
+    /// # Errors
+    /// What is wrong in it.
+    pub fn parse(text: &str) -> Result<Self> {
         let this: Self = toml::from_str(text)?;
         this.check()?;
         Ok(this)
