@@ -35,6 +35,7 @@ pub fn host(data: &[u8]) {
         HostIdentity { hostnqn: "nqn.2026-01.org.moorline:host".to_owned(), hostid: [7; 16] };
     let limits = HostLimits { controllers: 1, io_queues: 1, queue_size: 32, ..Default::default() };
     let mut host = Host::new(a, identity, limits);
+    let is_clean = input.is_empty();
     let mut middle = Middle::new(b, c, input);
     let now = Instant::from_nanos(1);
     let mut config = CtrlConfig::new(address(), SUBNQN);
@@ -45,12 +46,14 @@ pub fn host(data: &[u8]) {
         config =
             CtrlConfig { queue_size: 32, conn: conn_options(), ..CtrlConfig::discovery(address()) };
     }
-    let ctrl = host.connect(now, config).expect("a configuration that holds");
     middle.pipes[0].listen(now, address(), &listen()).expect("the address is free");
+    let ctrl = host.connect(now, config).expect("a configuration that holds");
     let mut world =
         World { host, target: small_target(d), middle, ctrl, now, ended: [0; 16], events: vec![] };
     world.run(Duration::from_millis(500));
-    if matches!(world.events[..], [HostEvent::Live { .. }]) {
+    let is_live = matches!(world.events[..], [HostEvent::Live { .. }]);
+    assert!(is_live || !is_clean, "{:?}", world.events);
+    if is_live {
         world.work();
     }
     world.end();
