@@ -4,6 +4,7 @@
 //!
 //! The figure is the sum of both ends, TCP and checksums and copies included. The simulated wire's
 //! share is in it too.
+#![allow(clippy::disallowed_methods, reason = "measures in real time")]
 
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // a test, helpers included
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ struct World {
     target: Target<Pipe>,
     ctrl: CtrlId,
     blocks: [Block; BLOCKS as usize],
-    under_way: HashMap<u64, (u64, Op)>,
+    under_way: BTreeMap<u64, (u64, Op)>,
     bufs: Vec<IoBuf>,
     tag: u64,
     /// I/Os that ended well, and those that failed with their path.
@@ -90,7 +90,7 @@ impl World {
             target,
             ctrl,
             blocks: [Block::default(); BLOCKS as usize],
-            under_way: HashMap::new(),
+            under_way: BTreeMap::new(),
             bufs: (0..BLOCKS).map(|_| arena.take(BLOCK).unwrap()).collect(),
             tag: 0,
             ended: 0,

@@ -9,6 +9,7 @@
 //!
 //! What stays the kernel's: its SYN and retransmission schedule (we only cut them off, at our
 //! connect deadline and by `TCP_USER_TIMEOUT`), and how many connections are half open.
+#![allow(clippy::disallowed_methods, reason = "a driver")]
 
 mod accept;
 mod conn;

@@ -1,4 +1,5 @@
 //! Kernel sockets out of descriptors. Alone in its process: the limit is the process's.
+#![allow(clippy::disallowed_methods, reason = "drives real devices")]
 #![allow(clippy::unwrap_used)]
 
 use std::os::fd::AsRawFd;

@@ -1,4 +1,5 @@
 //! Our ARP, ND, ICMP, RST and address probe against a Linux kernel, over a real veth pair.
+#![allow(clippy::disallowed_methods, reason = "drives real devices")]
 #![allow(clippy::unwrap_used)]
 
 use std::io;

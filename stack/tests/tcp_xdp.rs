@@ -1,4 +1,5 @@
 //! TCP over AF_XDP on a real veth pair: against ourselves, and against Linux, both ways.
+#![allow(clippy::disallowed_methods, reason = "drives real devices")]
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};

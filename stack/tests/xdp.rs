@@ -1,4 +1,5 @@
 //! The AF_XDP link over a real veth pair, in namespaces of its own.
+#![allow(clippy::disallowed_methods, reason = "drives real devices")]
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Write};

@@ -1,5 +1,6 @@
 //! No allocation per frame: counted, over both ends of a real link. Alone in its process, because
 //! the counter sees all of it.
+#![allow(clippy::disallowed_methods, reason = "drives real devices")]
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::System;

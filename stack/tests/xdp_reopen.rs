@@ -1,4 +1,5 @@
 //! An interface that goes down, or away, and comes back under a link that is open.
+#![allow(clippy::disallowed_methods, reason = "drives real devices")]
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;

@@ -9,6 +9,7 @@
 //! tells a socket so: `poll` is silent, and no ring moves. What tells is the wakeup (`sendto`):
 //! `ENETDOWN` when it is down (the socket is as before when it is up again), `ENXIO` when it is
 //! gone (the socket is of no more use, and the steering program is detached).
+#![allow(clippy::disallowed_methods, reason = "a driver")]
 
 use std::io;
 use std::num::NonZeroU64;

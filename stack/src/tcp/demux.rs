@@ -1,6 +1,7 @@
 //! From a segment's endpoints to its connection's slot, by a keyed hash.
 //!
 //! The key is from the OS, so a peer cannot choose ports that collide.
+#![allow(clippy::disallowed_types, reason = "keyed, and nothing iterates")]
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;

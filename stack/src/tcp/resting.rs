@@ -3,6 +3,7 @@
 //! smoltcp's own TIME-WAIT would last 10 s of a fast clock and hold the rings all the while. Here a
 //! tuple rests for [`REST`], and what is kept is enough to acknowledge the peer's FIN once more,
 //! should our last acknowledgement be lost. Bounded: when full, the oldest makes room.
+#![allow(clippy::disallowed_types, reason = "keyed, and nothing iterates")]
 
 use std::collections::{HashMap, VecDeque};
 
