@@ -45,6 +45,17 @@ pub enum Timer {
 /// Number of [`Timer`]s.
 pub const TIMERS: usize = Timer::Tcp as usize + 1;
 
+/// How far a segment on a live connection is believed before smoltcp sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// smoltcp decides.
+    Whole,
+    /// It may be forged: its sender is told where we are, and nothing else is done.
+    Doubt,
+    /// It is nothing to us.
+    None,
+}
+
 /// A live connection.
 pub(super) struct Conn {
     pub id: ConnId,
@@ -271,6 +282,29 @@ impl Conn {
         self.syn_sent && u64::from(self.seq_max.wrapping_sub(seq).wrapping_sub(1)) < length
     }
 
+    /// Whether a segment is what only our peer can send (RFC 5961 §3.2, §4.2, §5.2). smoltcp
+    /// believes each RST in the window, and takes data for acknowledged that were never sent.
+    pub(super) fn trust(&self, segment: &Segment) -> Trust {
+        let Segment { seq, ack, flags, .. } = *segment;
+        if !matches!(self.stage, Stage::Established | Stage::Draining) {
+            return Trust::Whole;
+        }
+        if flags.rst() {
+            let socket = self.socket();
+            let received = self.consumed + socket.recv_queue() as u64;
+            let ahead = seq.wrapping_sub(self.ack_sent.wrapping_add(self.unacked_rx as u32));
+            return match ahead {
+                0 => Trust::Whole,
+                _ if u64::from(ahead) < self.window_edge.saturating_sub(received) => Trust::Doubt,
+                _ => Trust::None,
+            };
+        }
+        // A window probe is one byte more than was sent.
+        let sent = self.seq_max.wrapping_add(self.peer_window_zero.into());
+        let doubt = flags.syn() || (flags.ack() && before(sent, ack));
+        if doubt { Trust::Doubt } else { Trust::Whole }
+    }
+
     /// What a segment that smoltcp sends must have right.
     pub(super) fn amend(&self) -> Amend {
         Amend { seq_max: self.syn_sent.then_some(self.seq_max), scaled: self.peer_scales_window }
@@ -345,7 +379,7 @@ impl Conn {
             tuple: self.tuple,
             control: TcpControl::None,
             seq: self.seq_max,
-            ack: Some(self.ack_sent),
+            ack: Some(self.ack_sent.wrapping_add(self.unacked_rx as u32)),
             window: self.window_sent,
         }
     }
@@ -369,8 +403,13 @@ impl Conn {
         self.rto_at_us = Some(self.clock.at(now).total_micros() + self.rto_us);
     }
 
-    /// Something was acknowledged.
-    pub(super) fn on_progress(&mut self, now: Instant) {
+    /// Something was acknowledged, up to `ack`.
+    pub(super) fn on_progress(&mut self, now: Instant, ack: u32) {
+        if before(self.seq_max, ack) {
+            // The byte of a window probe was taken.
+            self.sent += u64::from(ack.wrapping_sub(self.seq_max));
+            self.seq_max = ack;
+        }
         if self.probing {
             self.probing = false;
             self.egress = true;

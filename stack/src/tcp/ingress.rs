@@ -6,12 +6,12 @@
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::{TcpControl, TcpOption, TcpPacket};
 
-use super::conn::{ACK_DELAY, Conn, Timer};
+use super::conn::{ACK_DELAY, Conn, Timer, Trust};
 use super::control::Control;
 use super::engine::Engine;
 use super::slots::Edge;
 use crate::route::is_unicast;
-use crate::segment::Segment;
+use crate::segment::{Segment, Tuple};
 use crate::transport::{Cause, Stage};
 use crate::{Instant, LinkTx};
 
@@ -64,9 +64,10 @@ impl Engine {
         packet: &[u8],
     ) {
         let conn = self.slots.at_mut(index).expect("the demux table names live connections");
-        let established = matches!(conn.stage, Stage::Established | Stage::Draining);
-        if established && segment.flags.syn() && !segment.flags.ack() {
-            return self.challenge(now, tx, index);
+        match conn.trust(segment) {
+            Trust::Whole => {}
+            Trust::Doubt => return self.challenge(now, tx, index, segment, packet),
+            Trust::None => return,
         }
         let before = Look::at(conn);
         let reply = self.stack.ingress(now, tx, conn, packet);
@@ -85,7 +86,7 @@ impl Engine {
         }
         let acknowledged = after.send_queue < before.send_queue;
         if acknowledged {
-            conn.on_progress(now);
+            conn.on_progress(now, segment.ack);
         } else if conn.peer_window_zero && after.send_queue > 0 {
             // It lives, and has no room.
             conn.timers[Timer::Unacked as usize] = Some(now + conn.ack_timeout());
@@ -132,9 +133,12 @@ impl Engine {
     ) -> bool {
         let conn = self.slots.at_mut(index).expect("the caller has just looked at it");
         conn.egress = true;
+        if conn.stage == Stage::SynSent && segment.flags.syn() {
+            conn.peer_scales_window = scales_window(segment, packet);
+        }
         match (conn.stage, state) {
-            (Stage::SynSent, State::Established) => {
-                conn.peer_scales_window = scales_window(segment, packet);
+            // The peer may have opened at the same time as we, and close with its first ACK.
+            (Stage::SynSent, State::Established | State::CloseWait) => {
                 conn.establish(now);
                 self.slots.tell(index, Edge::Connected);
             }
@@ -172,10 +176,18 @@ impl Engine {
         true
     }
 
-    /// A SYN on a live connection: whoever sends it learns where we are. A peer that has lost its
-    /// memory answers RST to that, which ends the connection; a forger gets nothing.
-    fn challenge<T: LinkTx>(&mut self, now: Instant, tx: &mut T, index: u32) {
-        if !self.challenges.take(now) {
+    /// A segment on a live connection that may be forged: whoever sends it learns where we are. A
+    /// peer that has lost its memory answers RST to that, which ends the connection; a forger gets
+    /// nothing.
+    fn challenge<T: LinkTx>(
+        &mut self,
+        now: Instant,
+        tx: &mut T,
+        index: u32,
+        segment: &Segment,
+        packet: &[u8],
+    ) {
+        if !self.is_sound(segment, packet) || !self.challenges.take(now) {
             return;
         }
         let conn = self.slots.at(index).expect("the caller has just looked at it");
@@ -217,7 +229,7 @@ impl Engine {
         segment: &Segment,
         packet: &[u8],
     ) {
-        let sound = !self.stack.checksum.tcp.rx() || is_sound(segment, packet);
+        let sound = self.is_sound(segment, packet);
         if !is_unicast(segment.tuple.remote.ip()) || !sound || !self.resets.take(now) {
             return;
         }
@@ -234,13 +246,15 @@ impl Engine {
         };
         reset.transmit(tx, &self.stack.l2(source), &self.stack.checksum);
     }
-}
 
-/// Whether the TCP checksum is right.
-fn is_sound(segment: &Segment, packet: &[u8]) -> bool {
-    let (source, destination) = (segment.tuple.remote.ip().into(), segment.tuple.local.ip().into());
-    TcpPacket::new_checked(&packet[usize::from(segment.tcp_offset)..])
-        .is_ok_and(|tcp| tcp.verify_checksum(&source, &destination))
+    /// Whether the TCP checksum is right, where checksums are looked at.
+    fn is_sound(&self, segment: &Segment, packet: &[u8]) -> bool {
+        let Tuple { local, remote } = segment.tuple;
+        let (source, destination) = (remote.ip().into(), local.ip().into());
+        !self.stack.checksum.tcp.rx()
+            || TcpPacket::new_checked(&packet[usize::from(segment.tcp_offset)..])
+                .is_ok_and(|tcp| tcp.verify_checksum(&source, &destination))
+    }
 }
 
 /// Whether a SYN offers window scaling, RFC 7323 §2.
