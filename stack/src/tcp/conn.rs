@@ -99,6 +99,8 @@ pub(super) struct Conn {
     pub unacked_rx: usize,
     /// The stream offset up to which the peer has been allowed to send.
     window_edge: u64,
+    /// The peer knows our window from a SYN only: it is not scaled there, but smoltcp scales it.
+    window_is_of_syn: bool,
     /// The driver says that the peer waits for our acknowledgement.
     pub ack_now: bool,
     /// Something other than a delayed acknowledgement may have to be sent.
@@ -159,6 +161,7 @@ impl Conn {
             consumed: 0,
             unacked_rx: 0,
             window_edge: 0,
+            window_is_of_syn: true,
             ack_now: false,
             egress: false,
             asks: false,
@@ -283,25 +286,29 @@ impl Conn {
     }
 
     /// Whether a segment is what only our peer can send (RFC 5961 §3.2, §4.2, §5.2). smoltcp
-    /// believes each RST in the window, and takes data for acknowledged that were never sent.
+    /// believes each RST in the window, takes data for acknowledged that were never sent, and has
+    /// no room for all of the window that it thinks a SYN has shown.
     pub(super) fn trust(&self, segment: &Segment) -> Trust {
-        let Segment { seq, ack, flags, .. } = *segment;
+        let Segment { seq, ack, flags, payload_bytes, .. } = *segment;
+        let received = self.consumed + self.socket().recv_queue() as u64;
+        let window = self.window_edge.saturating_sub(received);
+        let ahead = seq.wrapping_sub(self.ack_sent.wrapping_add(self.unacked_rx as u32));
+        let end = i64::from(ahead.wrapping_add(payload_bytes) as i32);
+        let is_window_of_syn = self.window_is_of_syn && self.window_edge > 0;
+        let beyond = is_window_of_syn && payload_bytes > 0 && end > window as i64;
         if !matches!(self.stage, Stage::Established | Stage::Draining) {
-            return Trust::Whole;
+            return if beyond { Trust::None } else { Trust::Whole };
         }
         if flags.rst() {
-            let socket = self.socket();
-            let received = self.consumed + socket.recv_queue() as u64;
-            let ahead = seq.wrapping_sub(self.ack_sent.wrapping_add(self.unacked_rx as u32));
             return match ahead {
                 0 => Trust::Whole,
-                _ if u64::from(ahead) < self.window_edge.saturating_sub(received) => Trust::Doubt,
+                _ if u64::from(ahead) < window => Trust::Doubt,
                 _ => Trust::None,
             };
         }
         // A window probe is one byte more than was sent.
         let sent = self.seq_max.wrapping_add(self.peer_window_zero.into());
-        let doubt = flags.syn() || (flags.ack() && before(sent, ack));
+        let doubt = flags.syn() || beyond || (flags.ack() && before(sent, ack));
         if doubt { Trust::Doubt } else { Trust::Whole }
     }
 
@@ -318,11 +325,16 @@ impl Conn {
         }
         if segment.flags.ack() {
             self.ack_sent = segment.ack;
-            self.window_sent = segment.window;
             self.unacked_rx = 0;
             self.ack_now = false;
             self.timers[Timer::Ack as usize] = None;
-            self.window_edge = self.new_window_edge();
+            if segment.flags.syn() {
+                self.advertised_by_syn();
+            } else {
+                self.window_sent = segment.window;
+                self.window_edge = self.new_window_edge();
+                self.window_is_of_syn = false;
+            }
         }
         let length = segment.sequence_bytes();
         let end = segment.seq.wrapping_add(length);
@@ -342,6 +354,23 @@ impl Conn {
         self.seq_max = end;
         self.sent += u64::from(fresh);
         fresh.into()
+    }
+
+    /// The peer's SYN has come, with or without window scaling, after ours or before it.
+    pub(super) fn on_syn(&mut self, segment: &Segment, scales_window: bool) {
+        self.peer_scales_window = scales_window;
+        self.ack_sent = segment.seq.wrapping_add(1);
+        self.advertised_by_syn();
+    }
+
+    /// The window of our SYN, not scaled there, and as it would be written elsewhere.
+    fn advertised_by_syn(&mut self) {
+        let ring = self.socket().recv_capacity();
+        let window = ring.min(WINDOW_UNSCALED_MAX);
+        // As smoltcp chooses it.
+        let scale = (usize::BITS - ring.leading_zeros()).saturating_sub(16);
+        self.window_edge = window as u64;
+        self.window_sent = (window >> if self.peer_scales_window { scale } else { 0 }) as u16;
     }
 
     /// Segments that may be sent now, of at most `budget`.

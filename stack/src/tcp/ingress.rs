@@ -134,7 +134,7 @@ impl Engine {
         let conn = self.slots.at_mut(index).expect("the caller has just looked at it");
         conn.egress = true;
         if conn.stage == Stage::SynSent && segment.flags.syn() {
-            conn.peer_scales_window = scales_window(segment, packet);
+            conn.on_syn(segment, scales_window(segment, packet));
         }
         match (conn.stage, state) {
             // The peer may have opened at the same time as we, and close with its first ACK.

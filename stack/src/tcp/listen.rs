@@ -101,7 +101,7 @@ impl Engine {
         listener.open += 1;
         listener.half_open += 1;
         conn.listener = Some(at);
-        conn.peer_scales_window = scales_window(segment, packet);
+        conn.on_syn(segment, scales_window(segment, packet));
         conn.enter(now, Stage::SynReceived, Some(timeout));
         conn.egress = true;
         // The peer has begun anew; what rested there is over.

@@ -25,6 +25,8 @@ pub fn pattern(offset: u32) -> u8 {
 pub struct Wire {
     pub v6: bool,
     pub vlan: Option<u16>,
+    /// Whether our checksums are looked at.
+    pub sums: bool,
 }
 
 /// Where a segment belongs.
