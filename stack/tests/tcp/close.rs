@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use moorline_stack::link::fault::Faults;
-use moorline_stack::transport::{Cause, ConnOptions, ListenOptions, Stage};
+use moorline_stack::transport::{Cause, ConnOptions, ListenOptions};
 use moorline_stack::{Event, Transport};
 
 use crate::pair::{Pair, PairOptions};
@@ -16,17 +16,6 @@ fn established() -> (Pair, moorline_stack::ConnId, moorline_stack::ConnId) {
 
 fn cause(why: Option<(moorline_stack::Instant, moorline_stack::transport::Why)>) -> Option<Cause> {
     why.map(|(_, why)| why.cause)
-}
-
-#[test]
-fn port_without_listener_refuses() {
-    let mut pair = Pair::new(&PairOptions::default());
-    let a = pair.connect(&ConnOptions::default());
-    pair.run(Duration::from_secs(1));
-    let (at, why) = pair.a.closed(a).unwrap();
-    assert_eq!((why.cause, why.stage), (Cause::Reset, Stage::SynSent));
-    assert!(at.since(moorline_stack::Instant::ZERO) < Duration::from_millis(1));
-    assert!(why.to_string().starts_with("connection refused"), "{why}");
 }
 
 #[test]
@@ -50,28 +39,6 @@ fn close_of_one_side_then_the_other() {
     assert_eq!(cause(pair.a.closed(a)), Some(Cause::Closed));
     assert_eq!(cause(pair.b.closed(b)), Some(Cause::Closed));
     assert_eq!(pair.a.tcp.connections().count() + pair.b.tcp.connections().count(), 0);
-}
-
-#[test]
-fn both_sides_close_at_once() {
-    let (mut pair, a, b) = established();
-    pair.a.tcp.close(pair.now, a);
-    pair.b.tcp.close(pair.now, b);
-    pair.run(Duration::from_secs(5));
-    assert_eq!(cause(pair.a.closed(a)), Some(Cause::Closed));
-    assert_eq!(cause(pair.b.closed(b)), Some(Cause::Closed));
-}
-
-#[test]
-fn peer_that_keeps_its_side_open_is_reset_at_the_drain_deadline() {
-    let (mut pair, a, b) = established();
-    pair.a.tcp.close(pair.now, a);
-    let start = pair.now;
-    pair.run(Duration::from_secs(5));
-    let (at, why) = pair.a.closed(a).unwrap();
-    assert_eq!((at, why.cause), (start + Duration::from_secs(1), Cause::DrainTimeout));
-    assert_eq!(why.stage, Stage::Draining);
-    assert_eq!(cause(pair.b.closed(b)), Some(Cause::Reset));
 }
 
 #[test]
@@ -109,20 +76,6 @@ fn closing_survives_loss() {
         assert_eq!(cause(pair.b.closed(b)), Some(Cause::Closed), "seed {seed}");
         assert_eq!(pair.b.tcp.stats().rx_bytes, 5000);
     }
-}
-
-#[test]
-fn connect_can_be_given_up_by_the_driver() {
-    let mut pair = Pair::new(&PairOptions::default());
-    pair.b.tcp.link_mut().faults_mut().blackhole = true;
-    let first = pair.connect(&ConnOptions::default());
-    let second = pair.connect(&ConnOptions::default());
-    pair.run(Duration::from_millis(60));
-    pair.a.tcp.abort(pair.now, first);
-    pair.a.tcp.close(pair.now, second);
-    pair.run(Duration::from_secs(2));
-    assert_eq!(cause(pair.a.closed(first)), Some(Cause::Aborted));
-    assert_eq!(cause(pair.a.closed(second)), Some(Cause::Closed));
 }
 
 #[test]

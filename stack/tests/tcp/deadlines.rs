@@ -2,14 +2,10 @@
 
 use std::time::Duration;
 
-use moorline_stack::transport::{Cause, ConnOptions, ListenOptions, Stage};
+use moorline_stack::transport::{Cause, ConnOptions, ListenOptions};
 use moorline_stack::{Event, Instant, Link, LinkTx, Transport};
 
 use crate::pair::{End, Pair, PairOptions};
-
-fn ms(n: u64) -> Instant {
-    Instant::ZERO + Duration::from_millis(n)
-}
 
 /// Runs for `limit` with nothing to do, and tells when `a` sent frames, once for each.
 fn sent_by_a(pair: &mut Pair, limit: Duration) -> Vec<Instant> {
@@ -26,49 +22,6 @@ fn sent_by_a(pair: &mut Pair, limit: Duration) -> Vec<Instant> {
 
 fn blackhole_b(pair: &mut Pair) {
     pair.b.tcp.link_mut().faults_mut().blackhole = true;
-}
-
-#[test]
-fn syn_is_sent_at_0_50_150_350_750_ms_and_given_up_at_1_s() {
-    let mut pair = Pair::new(&PairOptions::default());
-    blackhole_b(&mut pair);
-    let a = pair.connect(&ConnOptions::default());
-    let times = sent_by_a(&mut pair, Duration::from_secs(5));
-    assert_eq!(times, [0, 50, 150, 350, 750].map(ms));
-    assert_eq!(pair.a.tcp.stats().syns, 5);
-    let (at, why) = pair.a.closed(a).unwrap();
-    assert_eq!(at, ms(1000));
-    assert_eq!((why.cause, why.stage), (Cause::ConnectTimeout, Stage::SynSent));
-    assert_eq!((why.after, why.retransmits), (Duration::from_secs(1), 4));
-}
-
-#[test]
-fn neighbour_that_does_not_answer_is_given_up_at_300_ms() {
-    for v6 in [false, true] {
-        let mut pair = Pair::new(&PairOptions { resolve: true, v6, ..PairOptions::default() });
-        // Not even the peer's announcement gets through.
-        pair.a.tcp.link_mut().faults_mut().blackhole = true;
-        let a = pair.connect(&ConnOptions::default());
-        pair.run(Duration::from_secs(5));
-        let (at, why) = pair.a.closed(a).unwrap();
-        assert_eq!((at, why.cause), (ms(300), Cause::NeighbourTimeout));
-        assert_eq!((why.stage, why.after), (Stage::Resolving, Duration::from_millis(300)));
-    }
-}
-
-#[test]
-fn data_unacknowledged_for_3_s_ends_the_connection() {
-    let mut pair = Pair::new(&PairOptions::default());
-    let (a, _) = pair.established(&ListenOptions::default(), &ConnOptions::default());
-    // Progress once, then silence.
-    pair.a.tcp.send(a, &[1; 100]);
-    pair.run(Duration::from_millis(500));
-    blackhole_b(&mut pair);
-    let silent = pair.now;
-    pair.a.tcp.send(a, &[2; 100]);
-    pair.run(Duration::from_secs(10));
-    let (at, why) = pair.a.closed(a).unwrap();
-    assert_eq!((at, why.cause), (silent + Duration::from_secs(3), Cause::AckTimeout));
 }
 
 #[test]
@@ -197,24 +150,6 @@ fn ten_thousand_connections_time_out_each_at_its_instant() {
 }
 
 #[test]
-fn deadline_waits_for_frames_that_came_before_it() {
-    // Both are due in the same late turn: the acknowledgement that is in the queue wins.
-    let mut pair = Pair::new(&PairOptions::default());
-    let (a, _) = pair.established(&ListenOptions::default(), &ConnOptions::default());
-    pair.a.tcp.send(a, &[1; 100]);
-    let mut none = |_: Instant, _: &mut End, _: bool| {};
-    pair.turn(&mut none);
-    pair.now += Duration::from_micros(20);
-    pair.b.tcp.turn(pair.now);
-    let b = pair.b.accepted().unwrap();
-    pair.b.tcp.ack(b);
-    pair.b.tcp.flush(pair.now);
-    pair.now += Duration::from_secs(100);
-    pair.turn(&mut none);
-    assert_eq!(pair.a.closed(a), None);
-}
-
-#[test]
 fn deadline_waits_for_more_frames_than_a_turn_takes() {
     let mut pair = Pair::new(&PairOptions::default());
     let (a, _) = pair.established(&ListenOptions::default(), &ConnOptions::default());
@@ -239,39 +174,4 @@ fn deadline_waits_for_more_frames_than_a_turn_takes() {
         assert_eq!(pair.a.tcp.is_caught_up(), caught_up);
     }
     assert_eq!(pair.a.closed(a), None);
-}
-
-#[test]
-fn an_ack_timeout_is_changed_while_it_runs_and_counts_from_where_it_began() {
-    for timeout in [Duration::from_millis(500), Duration::from_secs(7)] {
-        let mut pair = Pair::new(&PairOptions::default());
-        let (a, _) = pair.established(&ListenOptions::default(), &ConnOptions::default());
-        pair.a.tcp.send(a, &[1; 100]);
-        pair.run(Duration::from_millis(500));
-        blackhole_b(&mut pair);
-        let silent = pair.now;
-        pair.a.tcp.send(a, &[2; 100]);
-        pair.run(Duration::from_millis(300));
-        let options = ConnOptions { ack_timeout: timeout, ..ConnOptions::default() };
-        assert!(pair.a.tcp.set_timeouts(a, &options));
-        pair.run(Duration::from_secs(10));
-        let (at, why) = pair.a.closed(a).unwrap();
-        assert_eq!((at, why.cause), (silent + timeout, Cause::AckTimeout));
-        assert!(!pair.a.tcp.set_timeouts(a, &options), "it is gone");
-    }
-}
-
-#[test]
-fn a_connect_timeout_is_changed_while_it_runs() {
-    for timeout in [Duration::from_millis(400), Duration::from_secs(2)] {
-        let mut pair = Pair::new(&PairOptions::default());
-        blackhole_b(&mut pair);
-        let a = pair.connect(&ConnOptions::default());
-        pair.run(Duration::from_millis(200));
-        let options = ConnOptions { connect_timeout: timeout, ..ConnOptions::default() };
-        assert!(pair.a.tcp.set_timeouts(a, &options));
-        pair.run(Duration::from_secs(5));
-        let (at, why) = pair.a.closed(a).unwrap();
-        assert_eq!((at - Instant::ZERO, why.cause), (timeout, Cause::ConnectTimeout));
-    }
 }
