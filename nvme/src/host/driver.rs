@@ -450,8 +450,8 @@ impl<T: Transport> Host<T> {
         let before = self.judged;
         self.judged = Judged { now, count: before.count + 1 };
         let mut honoured = 0;
-        for _ in 0..self.entries.len() {
-            let Some(ctrl) = self.deadlines.pop_due(now) else { break };
+        // Bounded: whoever was looked at is armed again when all were.
+        while let Some(ctrl) = self.deadlines.pop_due(now) {
             let Some(entry) = &mut self.entries[ctrl as usize] else { continue };
             entry.armed = None;
             entry.is_popped = true;
