@@ -153,54 +153,12 @@ impl Seen {
 
     /// The report, by the contract.
     pub fn report(&self, scenario: &Scenario, transport: TransportKind) -> Value {
-        let first = self.outages.first().map_or(u64::MAX, |outage| outage.at[0]);
-        let before: Vec<Tick> = self.between(self.started, first).copied().collect();
-        let dark = |o: &Outage| self.between(o.at[0], o.at[1]).copied().collect::<Vec<_>>();
-        let during: Vec<Tick> = self.outages.iter().flat_map(dark).collect();
-        let last = self.outages.last().map_or(u64::MAX, |outage| outage.at[2]);
-        let faulty: Vec<Tick> = self.between(first, last).copied().collect();
-        let per_s = |t: &Tick| t.ios as f64 / super::TICK.as_secs_f64();
-        let (iops_before, iops_interval) = interval(&before.iter().map(per_s).collect::<Vec<_>>());
-        let p99s: Vec<f64> = before.iter().map(|t| t.p99 as f64).collect();
-        let (p99_before, p99_interval) = interval(&p99s);
-        let iops_during = median(during.iter().map(per_s));
-        let p99_during = median(during.iter().map(|t| t.p99 as f64));
-        let max = |of: fn(&Tick) -> u64, ticks: &[Tick]| ticks.iter().map(of).max().unwrap_or(0);
-        let recoveries = self.recoveries();
-        let pairs = || self.outages.iter().flat_map(|outage| &outage.ctrls);
-        // Keep alive finds every silence in less: who kept quiet then has nothing to recover from.
-        let long = 2 * scenario.kato.as_micros() as u64;
-        let unnoticed = self.outages.iter().filter(|outage| outage.at[1] - outage.at[0] >= long);
-        let unnoticed = unnoticed.filter(|o| o.ctrls.iter().any(|(lost, _)| !lost)).count();
-        let unrecovered = pairs().filter(|(lost, live)| *lost && live.is_none()).count();
         let end = &self.end;
         let mut report = json!({
             "schema": SCHEMA, "version": VERSION, "scenario": scenario.name,
             "transport": transport.name(), "iodepth": self.depth,
-            "healthy": {
-                "ios": end["ios"], "errors": end["errors"],
-                "iops_before": iops_before, "iops_during": iops_during,
-                "iops_ratio": iops_during / iops_before, "p99_ratio": p99_during / p99_before,
-                "p99_before_us": p99_before, "p99_during_us": p99_during,
-                "interval": iops_interval, "p99_interval": p99_interval,
-                "max_gap_before_us": max(|t| t.gap, &before),
-                "max_gap_us": max(|t| t.gap, &faulty),
-                "max_gap_less_run_delay_us": max(|t| t.gap_less, &faulty),
-                "retransmits": end["healthy_retransmits"],
-                // A lost keep alive always loses its controller.
-                "keepalives_lost": end["losses"], "ka_late_max_us": end["ka_late_max_us"],
-            },
-            "dead": {
-                "controllers": scenario.dead, "outages": self.outages.len(),
-                "reasons": self.reasons, "lost": pairs().filter(|(lost, _)| *lost).count(), "unrecovered": unrecovered,
-                "unnoticed": unnoticed,
-                "recovered": self.recovered_of_worst(scenario.dead),
-                "recovered_ms_max": recoveries.last().copied().unwrap_or(0.0),
-                "recovered_ms_p50": recoveries.get(recoveries.len() / 2).copied().unwrap_or(0.0),
-                "attempts": end["attempts"], "deadline_early": end["deadlines_early"],
-                "deadline_late_max_us": end["deadline_late_max_us"],
-                "deadlines_late": end["deadlines_late"],
-            },
+            "healthy": self.healthy(),
+            "dead": self.dead(scenario),
             "reactor": {
                 "work_per_turn_max": {
                     "events": end["events_per_turn_max"], "timers": end["deadlines_per_turn_max"],
@@ -209,17 +167,15 @@ impl Seen {
             },
             "verify": end["verify"],
             "outages": self.outages.iter().map(|o| self.outage(o)).collect::<Vec<_>>(),
+            "cold": spread(&self.cold_ms(), "ms"),
+            "syns": end["syns"], "syns_per_s_max": self.syns_per_s_max(),
+            "memory": self.memory,
             "conditions": {
                 "kernel": crate::perf::measure::kernel(), "cpus": crate::perf::measure::cpus(),
                 "mtu": 1500,
             },
         });
-        report["cold"] = spread(&self.cold_ms(), "ms");
-        report["dead"]["recovered_ms"] = spread(&recoveries, "ms");
-        report["syns_per_s_max"] = self.syns_per_s_max().into();
-        report["syns"] = end["syns"].clone();
-        report["memory"] = self.memory.clone();
-        let gaps = self.longest_gaps(last);
+        let gaps = self.longest_gaps(self.last());
         let softirq = |gap: &Value| sum(&gap["ksoftirqd_delay_us"]);
         report["healthy"]["max_gap_ksoftirqd_delay_us"] = gaps.iter().map(softirq).max().into();
         report["gaps"] = gaps.into();
@@ -231,6 +187,65 @@ impl Seen {
         report["pass"] = checks.iter().all(|check| check["pass"] == true).into();
         report["expectations"] = checks.into();
         report
+    }
+
+    /// When the last outage was over.
+    fn last(&self) -> u64 {
+        self.outages.last().map_or(u64::MAX, |outage| outage.at[2])
+    }
+
+    /// What the load came to, before the outages and during them.
+    fn healthy(&self) -> Value {
+        let first = self.outages.first().map_or(u64::MAX, |outage| outage.at[0]);
+        let before: Vec<Tick> = self.between(self.started, first).copied().collect();
+        let dark = |o: &Outage| self.between(o.at[0], o.at[1]).copied().collect::<Vec<_>>();
+        let during: Vec<Tick> = self.outages.iter().flat_map(dark).collect();
+        let faulty: Vec<Tick> = self.between(first, self.last()).copied().collect();
+        let per_s = |t: &Tick| t.ios as f64 / super::TICK.as_secs_f64();
+        let (iops_before, iops_interval) = interval(&before.iter().map(per_s).collect::<Vec<_>>());
+        let p99s: Vec<f64> = before.iter().map(|t| t.p99 as f64).collect();
+        let (p99_before, p99_interval) = interval(&p99s);
+        let iops_during = median(during.iter().map(per_s));
+        let p99_during = median(during.iter().map(|t| t.p99 as f64));
+        let max = |of: fn(&Tick) -> u64, ticks: &[Tick]| ticks.iter().map(of).max().unwrap_or(0);
+        let end = &self.end;
+        json!({
+            "ios": end["ios"], "errors": end["errors"],
+            "iops_before": iops_before, "iops_during": iops_during,
+            "iops_ratio": iops_during / iops_before, "p99_ratio": p99_during / p99_before,
+            "p99_before_us": p99_before, "p99_during_us": p99_during,
+            "interval": iops_interval, "p99_interval": p99_interval,
+            "max_gap_before_us": max(|t| t.gap, &before),
+            "max_gap_us": max(|t| t.gap, &faulty),
+            "max_gap_less_run_delay_us": max(|t| t.gap_less, &faulty),
+            "retransmits": end["healthy_retransmits"],
+            // A lost keep alive always loses its controller.
+            "keepalives_lost": end["losses"], "ka_late_max_us": end["ka_late_max_us"],
+        })
+    }
+
+    /// What became of the controllers whose targets went.
+    fn dead(&self, scenario: &Scenario) -> Value {
+        let recoveries = self.recoveries();
+        let pairs = || self.outages.iter().flat_map(|outage| &outage.ctrls);
+        // Keep alive finds every silence in less: who kept quiet then has nothing to recover from.
+        let long = 2 * scenario.kato.as_micros() as u64;
+        let unnoticed = self.outages.iter().filter(|outage| outage.at[1] - outage.at[0] >= long);
+        let unnoticed = unnoticed.filter(|o| o.ctrls.iter().any(|(lost, _)| !lost)).count();
+        let unrecovered = pairs().filter(|(lost, live)| *lost && live.is_none()).count();
+        let end = &self.end;
+        json!({
+            "controllers": scenario.dead, "outages": self.outages.len(),
+            "reasons": self.reasons, "lost": pairs().filter(|(lost, _)| *lost).count(),
+            "unrecovered": unrecovered, "unnoticed": unnoticed,
+            "recovered": self.recovered_of_worst(scenario.dead),
+            "recovered_ms": spread(&recoveries, "ms"),
+            "recovered_ms_max": recoveries.last().copied().unwrap_or(0.0),
+            "recovered_ms_p50": recoveries.get(recoveries.len() / 2).copied().unwrap_or(0.0),
+            "attempts": end["attempts"], "deadline_early": end["deadlines_early"],
+            "deadline_late_max_us": end["deadline_late_max_us"],
+            "deadlines_late": end["deadlines_late"],
+        })
     }
 
     /// The longest gaps less run delay of the healthy load, the longest first, until `last`.
