@@ -112,6 +112,11 @@ impl Slot {
         }
     }
 
+    /// Whether it needs no buffer, or has it, so that it waits for nothing but its device.
+    pub(super) fn passes(&self) -> bool {
+        self.len == 0 || self.buf.is_some()
+    }
+
     /// Whether its device request changes blocks.
     pub(super) fn changes_blocks(&self) -> bool {
         match self.work {

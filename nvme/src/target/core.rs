@@ -195,18 +195,31 @@ impl Core {
                     self.readable(index);
                 }
             }
-            // Bounded: at most the slots of the connection.
-            while let Some(&slot) = self.conn(index).waiting.front() {
-                if !self.start(index, slot) {
-                    waits = true;
-                    break;
-                }
-                self.conn(index).waiting.pop_front();
-            }
+            waits |= !self.retry_waiting(index);
             if waits {
                 self.starve(index);
             }
         }
+    }
+
+    /// The commands of a connection that wait try again, in their order. One that has its data
+    /// passes those that wait for a buffer: theirs may be held until it is done. Behind one whose
+    /// device is full nobody tries: that one will have room. False: some still wait.
+    fn retry_waiting(&mut self, index: u32) -> bool {
+        let (mut at, mut is_short) = (0, false);
+        // Bounded: at most the slots of the connection.
+        while let Some(&slot) = self.conn(index).waiting.get(at) {
+            let passes = self.conn(index).slots[usize::from(slot)].passes();
+            if (passes || !is_short) && self.start(index, slot) {
+                self.conn(index).waiting.remove(at);
+            } else if passes {
+                break;
+            } else {
+                is_short = true;
+                at += 1;
+            }
+        }
+        self.conn(index).waiting.is_empty()
     }
 
     /// Hands devices their requests, and takes in what they have done.

@@ -188,8 +188,7 @@ impl Core {
     /// them: theirs may depend on what its host sends after it.
     fn start_or_wait(&mut self, index: u32, slot: u16) {
         let conn = self.conn(index);
-        let s = &conn.slots[usize::from(slot)];
-        let passes = s.len == 0 || s.buf.is_some();
+        let passes = conn.slots[usize::from(slot)].passes();
         if (passes || conn.waiting.is_empty()) && self.start(index, slot) {
             return;
         }
